@@ -1,0 +1,229 @@
+"""One exchange: one request and its one response, first header to last byte.
+
+Owns the facts of an exchange and the order in which observers hear of it. It does no I/O, knows no server and no
+event loop: the relay and the edge tell it what happened, and it is the place where links and observers meet.
+
+The law of this module: an exchange is closed exactly once, and an observer can slow or break nothing.
+"""
+
+import enum
+import logging
+import time
+from collections.abc import Callable
+
+import attrs
+
+from fiedler_proxy.upstream import Upstream
+
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+OBSERVER_SLOW_SECONDS = 0.1
+"""A single call above this counts as a strike against the observer."""
+
+OBSERVER_STRIKES = 3
+"""An observer with this many strikes in one exchange is detached; fewer may be a garbage collection."""
+
+_log = logging.getLogger("kgb.exchange")
+
+
+class Outcome(enum.StrEnum):
+    """How an exchange ended (DESIGN.md, "Words")."""
+
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    CALLER_LEFT = "caller_left"
+    UPSTREAM_BROKE = "upstream_broke"
+    TIMED_OUT = "timed_out"
+    GATEWAY_STOPPED = "gateway_stopped"
+    GATEWAY_FAULT = "gateway_fault"
+
+
+class Direction(enum.StrEnum):
+    """Which way the bytes of a tunnel (an accepted upgrade) went."""
+
+    TO_UPSTREAM = "to_upstream"
+    TO_CALLER = "to_caller"
+
+
+class Observer:
+    """A synchronous listener on one exchange; override what you need.
+
+    A method must be quick (microseconds; it runs between a byte's arrival and its leaving), must not block, and can
+    change nothing. At its first exception, or when it is found slow, an observer is detached and a report is logged;
+    the exchange goes on.
+    """
+
+    __slots__ = ()
+
+    def request_head(self, exchange: "Exchange") -> None:
+        """The request is about to go upstream: ``target`` and ``upstream`` are final."""
+
+    def request_bytes(self, exchange: "Exchange", data: bytes) -> None:
+        """Body bytes of the request, in order, without transfer framing; before they go upstream."""
+
+    def response_head(self, exchange: "Exchange") -> None:
+        """``exchange.status`` and ``exchange.response_headers`` are set; before the head goes to the caller."""
+
+    def response_bytes(self, exchange: "Exchange", data: bytes) -> None:
+        """Body bytes of the response, in order, without transfer framing; before they go to the caller."""
+
+    def tunnel_bytes(self, exchange: "Exchange", direction: Direction, data: bytes) -> None:
+        """Raw bytes of an accepted upgrade, in order within their direction; before they go on."""
+
+    def closed(self, exchange: "Exchange") -> None:
+        """Exactly once, last: ``exchange.outcome`` is set."""
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """The facts of one exchange, for links, observers and the record.
+
+    ``method``, ``target`` and ``request_headers`` are what goes upstream: a link may change them before it calls the
+    next one, which is a declared power (``transforms``) unless it only takes away a route prefix or a credential.
+    ``ending`` is how the exchange will end if nothing breaks any more; ``outcome`` how it did.
+    Sizes are body bytes without transfer framing. ``started``, ``first_byte`` and ``ended`` are seconds of the
+    monotonic clock, ``started_at`` is seconds since the epoch.
+    """
+
+    method: str
+    target: str
+    version: tuple[int, int] = (1, 1)
+    request_headers: RawHeaders = ()
+    remote: str = ""
+    id: str = ""
+    path: str = ""
+    caller: str = ""
+    route: str = ""
+    slot: str = ""
+    upstream: Upstream | None = None
+    attempts: int = 0
+    transformed: bool = False
+    local: bool = False
+    tunnelled: bool = False
+    facts: dict[str, object] = attrs.field(factory=dict)
+    status: int = 0
+    reason: str = ""
+    response_headers: RawHeaders = ()
+    added_headers: dict[str, str] = attrs.field(factory=dict)
+    head_sent: bool = False
+    ending: Outcome | None = None
+    outcome: Outcome | None = None
+    error_code: str = ""
+    request_size: int = 0
+    response_size: int = 0
+    started_at: float = attrs.field(factory=time.time)
+    started: float = attrs.field(factory=time.monotonic)
+    first_byte: float | None = None
+    ended: float | None = None
+    _observers: list[Observer] = attrs.field(factory=list, alias="observers")
+    _strikes: dict[Observer, int] | None = None
+    _abort: "Callable[[Outcome], None] | None" = None
+
+    def observe(self, observer: Observer) -> None:
+        """Attach ``observer``; it hears what happens from now on, in the order of attachment."""
+        self._observers.append(observer)
+
+    def find(self, name: bytes) -> bytes | None:
+        """The value of the first request header called ``name`` (given in lower case), or None."""
+        for key, value in self.request_headers:
+            if key.lower() == name:
+                return value
+        return None
+
+    def remove_request_headers(self, unwanted: Callable[[bytes, bytes], bool]) -> int:
+        """Take away every request header for which ``unwanted(name, value)``; returns how many went."""
+        kept = tuple(pair for pair in self.request_headers if not unwanted(*pair))
+        gone = len(self.request_headers) - len(kept)
+        if gone:
+            self.request_headers = kept
+        return gone
+
+    def add_response_header(self, name: str, value: str) -> None:
+        """Send ``name: value`` to the caller, in place of any header of that name from upstream.
+
+        Raises RuntimeError once the head has left, ValueError for a name or value no header may have.
+        """
+        if self.head_sent:
+            raise RuntimeError(f"response header {name!r} added after the head had left")
+        if not name or not name.isascii() or any(c in value for c in "\r\n\0") or any(c in name for c in " \t\r\n:"):
+            raise ValueError(f"not a header: {name!r}")
+        self.added_headers[name] = value
+
+    # What happened: told by the edge and the relay alone.
+
+    def tell_request_head(self) -> None:
+        for observer in self._observers:
+            self._call(observer, observer.request_head)
+
+    def tell_request_bytes(self, data: bytes) -> None:
+        self.request_size += len(data)
+        for observer in self._observers:
+            self._call(observer, observer.request_bytes, data)
+
+    def tell_response_head(self, status: int, reason: str, headers: RawHeaders) -> None:
+        self.status, self.reason, self.response_headers = status, reason, headers
+        for observer in self._observers:
+            self._call(observer, observer.response_head)
+
+    def tell_response_bytes(self, data: bytes) -> None:
+        if self.first_byte is None:
+            self.first_byte = time.monotonic()
+        self.response_size += len(data)
+        for observer in self._observers:
+            self._call(observer, observer.response_bytes, data)
+
+    def tell_tunnel_bytes(self, direction: Direction, data: bytes) -> None:
+        if direction is Direction.TO_CALLER:
+            self.response_size += len(data)
+        else:
+            self.request_size += len(data)
+        for observer in self._observers:
+            self._call(observer, observer.tunnel_bytes, direction, data)
+
+    def close(self, outcome: Outcome) -> None:
+        """End the exchange; the first call decides, later ones change nothing (law 4)."""
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        self.ended = time.monotonic()
+        self._abort = None
+        for observer in tuple(self._observers):
+            self._call(observer, observer.closed)
+        self._observers.clear()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the exchange has ended."""
+        return self.outcome is not None
+
+    def on_abort(self, abort: "Callable[[Outcome], None] | None") -> None:
+        """Say how a running exchange is ended from outside (drain, kill); None takes it back."""
+        self._abort = abort
+
+    def abort(self, outcome: Outcome) -> None:
+        """End a running exchange from outside; its caller's connection is cut. Does nothing once it has ended."""
+        if self._abort is not None and self.outcome is None:
+            self._abort(outcome)
+
+    def _call(self, observer: Observer, method: Callable[..., None], *args: object) -> None:
+        begun = time.perf_counter()
+        try:
+            method(self, *args)
+        except Exception:
+            self._detach(observer, f"raised in {method.__name__}")
+            _log.exception("observer %s of exchange %s detached: it raised", type(observer).__name__, self.id)
+            return
+        if time.perf_counter() - begun > OBSERVER_SLOW_SECONDS:
+            self._strike(observer, method.__name__)
+
+    def _strike(self, observer: Observer, where: str) -> None:
+        strikes = self._strikes = self._strikes or {}
+        strikes[observer] = strikes.get(observer, 0) + 1
+        if strikes[observer] >= OBSERVER_STRIKES:
+            self._detach(observer, f"slow in {where}")
+            _log.error("observer %s of exchange %s detached: slow in %s", type(observer).__name__, self.id, where)
+
+    def _detach(self, observer: Observer, why: str) -> None:
+        # A new list: the one being walked must stay as it is.
+        self._observers = [other for other in self._observers if other is not observer]
+        self.facts.setdefault("detached", []).append(f"{type(observer).__name__}: {why}")  # type: ignore[attr-defined]

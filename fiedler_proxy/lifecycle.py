@@ -1,0 +1,306 @@
+"""The life of an exchange and of the gateway that holds them.
+
+Owns the edge, where every request becomes an exchange and every exchange ends exactly once, whatever happened on the
+way; the answers of the gateway's own; and draining. It knows no route and relays no byte.
+"""
+
+import asyncio
+import logging
+import traceback
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
+
+import attrs
+from aiohttp import web
+
+from fiedler_proxy.errors import Answer, ExchangeError, Fault, dialect_of, render
+from fiedler_proxy.exchange import Exchange, Outcome, RawHeaders
+from fiedler_proxy.heads import Announcements
+from fiedler_proxy.ids import new_id
+from fiedler_proxy.pool import Pool
+from fiedler_proxy.server import (
+    Application,
+    ConnectionCut,
+    Handler,
+    OwnResponse,
+    observe_writes,
+    raw_headers,
+    raw_target,
+)
+from fiedler_proxy.target import path_of
+from fiedler_proxy.upstream import Upstream
+
+EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)
+"""``request[EXCHANGE]``: the exchange of a request."""
+
+ABORT_GRACE = 1.0
+"""Seconds that cut exchanges have to close their connections and records at the end of a drain."""
+
+_CLOSING = frozenset((400, 413, 501))
+
+_log = logging.getLogger("kgb.edge")
+
+
+class ResponseCut(ConnectionCut):
+    """The response broke after its head had left; the caller's connection is cut and the exchange ends so."""
+
+    def __init__(self, outcome: Outcome, code: str) -> None:
+        super().__init__(code)
+        self.outcome = outcome
+        self.code = code
+
+
+@attrs.define(eq=False)
+class Gateway:
+    """What a running gateway holds: its upstream, its connections, its live exchanges.
+
+    ``body_limit``: most body bytes of a request, 0 for no limit. ``local`` are the addresses of its own outgoing
+    connections: a request that comes from one of them is its own. ``draining``: no new work; ``stopping``: what still
+    runs is being ended.
+    """
+
+    upstream: Upstream
+    body_limit: int = 0
+    say: Announcements = Announcements()
+    local: set[object] = attrs.field(factory=set)
+    live: set[Exchange] = attrs.field(factory=set)
+    draining: bool = False
+    stopping: bool = False
+    _pools: dict[Upstream, Pool] = attrs.field(factory=dict)
+
+    def pool(self, upstream: Upstream) -> Pool:
+        """The connections to ``upstream``; SettingsError when its TLS files cannot be used."""
+        pool = self._pools.get(upstream)
+        if pool is None:
+            pool = self._pools[upstream] = Pool(upstream, self.local)
+        return pool
+
+    @property
+    def pools(self) -> Iterable[Pool]:
+        """Every pool in use."""
+        return tuple(self._pools.values())
+
+    async def drain(self, limit: float) -> int:
+        """Let live exchanges finish for up to ``limit`` seconds, then end the rest; returns how many were ended."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit
+        while self.live and loop.time() < deadline:
+            await asyncio.sleep(min(0.05, max(0.0, deadline - loop.time())))
+        return await self.stop()
+
+    async def stop(self) -> int:
+        """End every live exchange as gateway_stopped; returns how many there were."""
+        self.draining = self.stopping = True
+        cut = tuple(self.live)
+        for exchange in cut:
+            exchange.abort(Outcome.GATEWAY_STOPPED)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + ABORT_GRACE
+        while self.live and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        return len(cut)
+
+    def close(self) -> None:
+        """Drop the idle upstream connections."""
+        for pool in self.pools:
+            pool.close()
+
+
+GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
+"""``app[GATEWAY]``: the gateway of an application."""
+
+
+def create_application(
+    gateway: Gateway,
+    links: Iterable[Handler],
+    terminal: Handler,
+    *,
+    server_options: dict[str, object] | None = None,
+) -> Application:
+    """An application in which every request passes ``links`` in order and ends in ``terminal``.
+
+    ``links`` are aiohttp middlewares; one that has a ``context(app)`` generator is started and stopped with the
+    application. ``server_options`` are keyword arguments of aiohttp's server (``keepalive_timeout``, limits).
+    """
+    edge = Edge(gateway)
+    app = Application(edge, server_options=server_options, max_read=gateway.body_limit or 2**62)
+    app[GATEWAY] = gateway
+    handler = terminal
+    for link in reversed(tuple(links)):
+        handler = partial(link, handler=handler)
+        context = getattr(link, "context", None)
+        if context is not None:
+            app.cleanup_ctx.append(context)
+    edge.chain = handler
+    app.on_response_prepare.append(own_head)
+    app.cleanup_ctx.append(partial(_lifetime, gateway))
+    return app
+
+
+async def _lifetime(gateway: Gateway, app: web.Application) -> AsyncIterator[None]:
+    yield
+    await gateway.stop()
+    gateway.close()
+
+
+async def own_head(request: web.Request, response: web.StreamResponse) -> None:
+    """Before the head of any response that is not the relay's own leaves: its headers, and who hears of it."""
+    exchange = request[EXCHANGE]
+    response.headers.popall("Server", None)
+    for name, value in exchange.added_headers.items():
+        response.headers[name] = value
+    if request.app[GATEWAY].draining and response.keep_alive:
+        response.force_close()
+        response.headers["Connection"] = "close"
+    exchange.head_sent = True
+    raw: RawHeaders = tuple((n.encode(), v.encode("utf-8", "surrogateescape")) for n, v in response.headers.items())
+    exchange.tell_response_head(response.status, response.reason, raw)
+
+
+class Edge:
+    """The entrance of the application: a request comes in, an exchange is opened, and closed exactly once."""
+
+    __slots__ = ("_gateway", "chain")
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.chain: Handler = _no_chain
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        exchange = open_exchange(request, self._gateway)
+        outcome = Outcome.GATEWAY_FAULT
+        try:
+            response = await self._answer(request, exchange)
+            outcome = outcome_of(exchange, response)
+            return response
+        except ResponseCut as cut:
+            outcome, exchange.error_code = cut.outcome, exchange.error_code or cut.code
+            raise
+        except ConnectionError:
+            outcome = Outcome.CALLER_LEFT
+            raise
+        except asyncio.CancelledError:
+            outcome = Outcome.GATEWAY_STOPPED if self._gateway.stopping else Outcome.CALLER_LEFT
+            raise
+        finally:
+            self._gateway.live.discard(exchange)
+            exchange.close(outcome)
+
+    async def _answer(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
+        try:
+            response = await self.chain(request)
+        except ExchangeError as error:
+            response = self._own_answer(request, exchange, error)
+        except web.HTTPException as error:
+            response = error
+        except (ResponseCut, ConnectionError):
+            raise
+        except Exception as error:
+            _log.error("exchange %s: %s\n%s", exchange.id, type(error).__name__, _frames(error))
+            response = self._own_answer(request, exchange, _gateway_fault(error))
+        if not isinstance(response, web.StreamResponse):
+            _log.error("exchange %s: a link returned %s, not a response", exchange.id, type(response).__name__)
+            response = self._own_answer(request, exchange, _gateway_fault(TypeError()))
+        return await send(request, exchange, response)
+
+    def _own_answer(self, request: web.Request, exchange: Exchange, error: ExchangeError) -> web.StreamResponse:
+        exchange.error_code = error.code
+        exchange.facts["fault"] = str(error.fault)
+        if exchange.head_sent:
+            raise ResponseCut(error_outcome(error), error.code)
+        answer = render_for(exchange, error)
+        response = OwnResponse(status=answer.status, headers=answer.headers, body=answer.body)
+        exchange.ending = error_outcome(error)
+        if error.status in _CLOSING or not request.content.is_eof():
+            # Where the next request begins is doubtful, or not worth reading the rest of an upload for.
+            response.force_close()
+        return response
+
+
+async def send(request: web.Request, exchange: Exchange, response: web.StreamResponse) -> web.StreamResponse:
+    """Write ``response`` unless the relay or a link has; a second response on one request is a fault of a link."""
+    if exchange.head_sent:
+        if not response.prepared:
+            _log.error("exchange %s: a link answered although a response had begun", exchange.id)
+            raise ResponseCut(Outcome.GATEWAY_FAULT, "second_response")
+        await response.write_eof()
+        return response
+    await response.prepare(request)
+    await response.write_eof()
+    return response
+
+
+def open_exchange(request: web.Request, gateway: Gateway) -> Exchange:
+    """The exchange of ``request``, live from now on."""
+    target = raw_target(request)
+    exchange = Exchange(
+        request.method,
+        target,
+        (request.version[0], request.version[1]),
+        raw_headers(request),
+        request.remote or "",
+        new_id(),
+        path_of(target),
+        upstream=gateway.upstream,
+    )
+    request[EXCHANGE] = exchange
+    gateway.live.add(exchange)
+
+    async def told(data: bytes) -> None:
+        exchange.tell_response_bytes(bytes(data))
+
+    observe_writes(request, told)
+    task = asyncio.current_task()
+
+    def cancel(outcome: Outcome) -> None:
+        if task is not None:
+            task.cancel()
+
+    exchange.on_abort(cancel)
+    return exchange
+
+
+def render_for(exchange: Exchange, error: ExchangeError) -> Answer:
+    """``error`` in the dialect that ``exchange``'s caller speaks."""
+    names = [name.decode("latin-1").lower() for name, _ in exchange.request_headers]
+    credential = exchange.find(b"authorization") or b""
+    dialect = dialect_of(exchange.path, names, bearer=credential[:7].lower() == b"bearer ")
+    return render(error, dialect, exchange.id)
+
+
+def error_outcome(error: ExchangeError) -> Outcome:
+    """How an exchange ends that ``error`` answers."""
+    if error.fault is Fault.CALLER or (error.fault is Fault.GATEWAY and error.status == 503):
+        return Outcome.REFUSED
+    if error.fault is Fault.UPSTREAM:
+        return Outcome.TIMED_OUT if error.status == 504 else Outcome.UPSTREAM_BROKE
+    return Outcome.GATEWAY_FAULT
+
+
+def outcome_of(exchange: Exchange, response: web.StreamResponse) -> Outcome:
+    """How an exchange ends whose response was written whole."""
+    if exchange.ending is not None:
+        return exchange.ending
+    if exchange.attempts == 0 and not exchange.local and response.status >= 400:
+        return Outcome.REFUSED  # a link's own answer
+    return Outcome.COMPLETED
+
+
+def _gateway_fault(error: Exception) -> ExchangeError:
+    return ExchangeError(
+        "gateway_fault",
+        "The gateway failed on this request.",
+        status=500,
+        fault=Fault.GATEWAY,
+        hint="its log tells more under the request id",
+    )
+
+
+def _frames(error: BaseException) -> str:
+    """Where it happened, without the message: that may quote what passed."""
+    return "".join(traceback.format_tb(error.__traceback__)).rstrip()
+
+
+async def _no_chain(request: web.Request) -> web.StreamResponse:
+    raise RuntimeError("the edge has no chain")

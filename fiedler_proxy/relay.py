@@ -1,0 +1,338 @@
+"""The relay: the last link, from upstream bytes to the caller's connection. HOT PATH.
+
+Owns one exchange with one upstream connection. Bytes are pushed: what the upstream's protocol parses is told to the
+observers and written to the caller in the same loop turn, with one write a turn, no task woken and no timer made. The
+coroutine of the request only waits for the end. The law: a byte is told before it is written, the caller's reading
+paces the upstream, a request is sent once, and a response that broke never looks whole.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+from fiedler_proxy import heads
+from fiedler_proxy.errors import ExchangeError, Fault
+from fiedler_proxy.exchange import Direction, Exchange, Outcome
+from fiedler_proxy.framing import LAST_CHUNK, chunk
+from fiedler_proxy.lifecycle import EXCHANGE, Gateway, ResponseCut
+from fiedler_proxy.server import (
+    RelayResponse,
+    UpgradedReader,
+    caller_connection,
+    drain,
+    read_body,
+    reset_after_delivery,
+    take_buffered,
+    tunnel_caller,
+)
+from fiedler_proxy.upload import Upload, body_too_large
+from fiedler_proxy.upstream import Upstream
+from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
+
+
+class Relay:
+    """The terminal handler of the chain: relays the exchange to its upstream."""
+
+    __slots__ = ("_gateway",)
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        upstream = exchange.upstream
+        assert upstream is not None
+        head = self._head(exchange, upstream)
+        pool = self._gateway.pool(upstream)
+        exchange.attempts += 1
+        try:
+            connection = pool.take() or await pool.acquire()
+        except ExchangeError as error:
+            if head.upgrade:
+                raise _upgrade_unavailable(error) from error
+            raise
+        flow = Flow(request, exchange, self._gateway, connection, head)
+        try:
+            return await flow.run()
+        finally:
+            flow.stop()
+
+    def _head(self, exchange: Exchange, upstream: Upstream) -> heads.RequestHead:
+        try:
+            head = heads.request_head(exchange, upstream, self._gateway.say)
+        except ValueError:
+            raise ExchangeError("malformed_request", "A request header is malformed.", status=400) from None
+        limit = self._gateway.body_limit
+        if limit and head.length > limit:
+            raise body_too_large(limit)
+        return head
+
+
+def _upgrade_unavailable(error: ExchangeError) -> ExchangeError:
+    """RFC 9110 section 15.5.22: a client that could fall back to plain HTTP does so at once."""
+    return ExchangeError(
+        "upgrade_unavailable",
+        f"No WebSocket can be opened: {error.message}",
+        status=426,
+        fault=Fault.UPSTREAM,
+        hint="use plain HTTP",
+        headers=(("Upgrade", "HTTP/1.1"), ("Connection", "Upgrade")),
+    )
+
+
+class Flow:
+    """One exchange on one upstream connection (a wire.Sink)."""
+
+    __slots__ = ("_broken", "_caller", "_connection", "_done", "_ended", "_exchange", "_framing", "_gateway", "_head",
+                 "_loop", "_out", "_request", "_response", "_stopped", "_timer", "_tunnel", "_upload")  # fmt: skip
+
+    def __init__(
+        self,
+        request: web.Request,
+        exchange: Exchange,
+        gateway: Gateway,
+        connection: UpstreamConnection,
+        head: heads.RequestHead,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._request = request
+        self._exchange = exchange
+        self._gateway = gateway
+        self._connection = connection
+        self._head = head
+        self._caller = caller_connection(request)
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._out: list[bytes] = []
+        self._response: RelayResponse | None = None
+        self._framing: heads.CallerFraming | None = None
+        self._upload: Upload | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._broken: Exception | None = None
+        self._ended = False
+        self._stopped = False
+        self._tunnel = False
+
+    # The request's coroutine.
+
+    async def run(self) -> web.StreamResponse:
+        """Send the request, wait for the end of the response. ExchangeError before its head, ResponseCut after."""
+        self._exchange.on_abort(self.abort)
+        self._caller.resumed = self._connection.resume
+        self._send_request()
+        self._arm()
+        try:
+            await self._done
+            await drain(self._request)
+        except ResponseCut:
+            if self._framing is not None and self._framing.until_close and self._caller.transport is not None:
+                await reset_after_delivery(self._caller.transport)
+            raise
+        except asyncio.CancelledError:
+            if self._tunnel and self._caller.left_by is None and not self._gateway.stopping:
+                raise ResponseCut(Outcome.COMPLETED, "") from None
+            raise
+        assert self._response is not None
+        return self._response
+
+    def stop(self) -> None:
+        """Let go of everything: after this nothing of the exchange moves."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._upload is not None:
+            self._upload.stop()
+        self._caller.resumed = None
+        if not self._ended:
+            self._connection.abort()
+
+    def abort(self, outcome: Outcome) -> None:
+        """End the exchange from outside (drain, kill)."""
+        stopping = ExchangeError("gateway_stopping", "The gateway is stopping.", status=503, fault=Fault.GATEWAY)
+        self.fail(ResponseCut(outcome, "gateway_stopping") if self._exchange.head_sent else stopping)
+
+    def fail(self, error: Exception) -> None:
+        """End the exchange with ``error``; whatever arrived was or will be delivered."""
+        if self._done.done():
+            return
+        if self._exchange.head_sent and isinstance(error, ExchangeError):
+            outcome = Outcome.TIMED_OUT if error.status in (504, 408) else Outcome.UPSTREAM_BROKE
+            if error.fault is Fault.CALLER and error.status != 408:
+                outcome = Outcome.REFUSED
+            error = ResponseCut(outcome, error.code)
+        self._done.set_exception(error)
+
+    def _send_request(self) -> None:
+        request, exchange, connection, head = self._request, self._exchange, self._connection, self._head
+        exchange.tell_request_head()
+        connection.begin(self, exchange.method, head.upgrade)
+        body = b""
+        if head.length or head.chunked:
+            whole = read_body(request)
+            if whole is None and not head.expect:
+                whole = take_buffered(request.content)
+            if whole is None:
+                self._upload = Upload(self, request, exchange, connection, head, self._gateway.body_limit)
+                connection.write(head.raw)
+                self._upload.start()
+                return
+            if self._gateway.body_limit and len(whole) > self._gateway.body_limit:
+                raise body_too_large(self._gateway.body_limit)
+            if whole:
+                exchange.tell_request_bytes(whole)
+            body = (chunk(whole) if whole else b"") + LAST_CHUNK if head.chunked else whole
+        connection.write(head.raw + body)
+        connection.finish_request()
+
+    # wire.Sink: from within the upstream's loop turn.
+
+    def on_interim(self, head: ResponseHead) -> None:
+        if self._exchange.version < (1, 1) or (head.status == 100 and not self._head.expect):
+            return
+        if head.status == 100 and self._upload is not None and not self._upload.may_continue():
+            return
+        self._out.append(heads.interim_head(head.status, head.reason, head.headers))
+
+    def on_head(self, head: ResponseHead) -> None:
+        exchange, request = self._exchange, self._request
+        headers = heads.relayed_headers(exchange, head.headers, self._gateway.say)
+        framing = self._framing = heads.caller_framing(exchange.version, head.decoder)
+        self._tunnel = head.status == 101
+        keep = request.keep_alive and not (framing.until_close or self._gateway.draining or self._tunnel)
+        if self._upload is not None and self._upload.unasked:
+            keep = False  # the caller waits for a 100 that will not come: where its next request begins is unclear
+        try:
+            if self._tunnel:
+                raw = heads.switching_head(head.reason, headers)
+            else:
+                raw = heads.response_head(exchange.version, head.status, head.reason, headers, framing, keep)
+        except ValueError:
+            self._connection.abort()
+            self.fail(_broken(WireError("upstream_garbage", "a header of the answer holds CR, LF or NUL"), exchange))
+            return
+        reason = head.reason.decode("utf-8", "surrogateescape")
+        exchange.tell_response_head(head.status, reason, headers)
+        exchange.head_sent = True
+        self._response = RelayResponse(request, head.status, reason, headers, keep)
+        self._out.append(raw)
+        if self._tunnel:
+            self._open_tunnel()
+
+    def on_body(self, data: bytes) -> None:
+        if self._tunnel:
+            self._exchange.tell_tunnel_bytes(Direction.TO_CALLER, data)
+            self._out.append(data)
+            return
+        self._exchange.tell_response_bytes(data)
+        if self._framing is not None and self._framing.chunked:
+            self._out.append(b"%x\r\n" % len(data))
+            self._out.append(data)
+            self._out.append(b"\r\n")
+        else:
+            self._out.append(data)
+
+    def on_end(self) -> None:
+        self._ended = True
+        if self._framing is not None and self._framing.chunked:
+            self._out.append(LAST_CHUNK)
+
+    def on_broken(self, error: WireError) -> None:
+        self._broken = error
+
+    def on_turn(self) -> None:
+        if self._stopped:
+            return
+        if self._out and not self._flush():
+            return
+        if self._broken is not None:
+            self.fail(_broken(self._broken, self._exchange))
+        elif self._ended and not self._done.done():
+            if self._response is not None:
+                self._response.finished()
+            self._done.set_result(None)
+
+    def on_writable(self) -> None:
+        if self._upload is not None:
+            self._upload.writable()
+        if self._tunnel and self._caller.transport is not None:
+            self._caller.transport.resume_reading()
+
+    def _flush(self) -> bool:
+        out = self._out
+        transport = self._caller.transport
+        if transport is None or transport.is_closing():
+            out.clear()
+            self._connection.abort()
+            self.fail(ResponseCut(Outcome.CALLER_LEFT, "caller_left"))
+            return False
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        transport.write(data)
+        if self._response is not None:
+            self._response.wrote(len(data))
+        if self._caller.writing_paused and not self._ended:
+            self._connection.pause()
+        return True
+
+    # Upgrades.
+
+    def _open_tunnel(self) -> None:
+        self._flush()
+        reader = UpgradedReader(self._from_caller, lambda: None)
+        tunnel_caller(self._request, reader)
+
+    def _from_caller(self, data: bytes) -> None:
+        self._exchange.tell_tunnel_bytes(Direction.TO_UPSTREAM, data)
+        self._connection.write(data)
+        if self._connection.writing_paused and self._caller.transport is not None:
+            self._caller.transport.pause_reading()
+
+    # The clock: one timer an exchange, which looks at when bytes last moved.
+
+    def _arm(self) -> None:
+        timeouts = self._connection_timeouts()
+        first = min((limit for limit in timeouts if limit), default=0.0)
+        if first:
+            self._timer = self._loop.call_later(first, self._watch)
+
+    def _connection_timeouts(self) -> tuple[float, float]:
+        upstream = self._exchange.upstream
+        assert upstream is not None
+        return upstream.timeouts.first_byte, upstream.timeouts.idle
+
+    def _watch(self) -> None:
+        self._timer = None
+        if self._tunnel or self._done.done():
+            return  # an open tunnel may be silent for as long as both ends like
+        limit, since, error = self._clock()
+        left = since + limit - self._loop.time() if limit else 60.0
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._watch)
+            return
+        self._connection.abort()
+        self.fail(error)
+
+    def _clock(self) -> tuple[float, float, ExchangeError]:
+        first_byte, idle = self._connection_timeouts()
+        connection, now = self._connection, self._loop.time()
+        if self._upload is not None and self._upload.waits_for_caller and not self._exchange.head_sent:
+            return idle, self._upload.last_byte, _timeout("request_timeout", 408, "the request body stalled", idle)
+        if self._exchange.head_sent:
+            since = now if connection.reading_paused else connection.last_byte
+            return idle, since, _timeout("idle_timeout", 504, "the upstream fell silent", idle)
+        since = max(connection.last_byte, self._upload.last_byte if self._upload is not None else 0.0)
+        return first_byte, since, _timeout("first_byte_timeout", 504, "the upstream did not answer", first_byte)
+
+
+def _timeout(code: str, status: int, what: str, limit: float) -> ExchangeError:
+    fault = Fault.CALLER if status == 408 else Fault.UPSTREAM
+    return ExchangeError(code, f"After {limit:g} s {what}.", status=status, fault=fault, hint="see [timeouts]")
+
+
+def _broken(error: Exception, exchange: Exchange) -> Exception:
+    code = error.code if isinstance(error, WireError) else "upstream_broke"
+    if exchange.head_sent:
+        return ResponseCut(Outcome.UPSTREAM_BROKE, code)
+    upstream = exchange.upstream
+    name = f"{upstream.name} ({upstream.where})" if upstream is not None else "?"
+    return ExchangeError(code, f"The upstream {name} failed: {error}.", status=502, fault=Fault.UPSTREAM)
