@@ -7,7 +7,7 @@ way; the answers of the gateway's own; and draining. It knows no route and relay
 import asyncio
 import logging
 import traceback
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 
 import attrs
@@ -29,6 +29,9 @@ from fiedler_proxy.server import (
 )
 from fiedler_proxy.target import path_of
 from fiedler_proxy.upstream import Upstream
+
+Link = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+"""An aiohttp middleware: what a chain is made of."""
 
 EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)
 """``request[EXCHANGE]``: the exchange of a request."""
@@ -113,7 +116,7 @@ GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
 
 def create_application(
     gateway: Gateway,
-    links: Iterable[Handler],
+    links: Iterable[Link],
     terminal: Handler,
     *,
     server_options: dict[str, object] | None = None,
@@ -128,7 +131,7 @@ def create_application(
     app[GATEWAY] = gateway
     handler = terminal
     for link in reversed(tuple(links)):
-        handler = partial(link, handler=handler)
+        handler = _bound(link, handler)
         context = getattr(link, "context", None)
         if context is not None:
             app.cleanup_ctx.append(context)
@@ -136,6 +139,13 @@ def create_application(
     app.on_response_prepare.append(own_head)
     app.cleanup_ctx.append(partial(_lifetime, gateway))
     return app
+
+
+def _bound(link: Link, handler: Handler) -> Handler:
+    def call(request: web.Request) -> Awaitable[web.StreamResponse]:
+        return link(request, handler)
+
+    return call
 
 
 async def _lifetime(gateway: Gateway, app: web.Application) -> AsyncIterator[None]:
