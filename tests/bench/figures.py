@@ -1,0 +1,166 @@
+"""What is measured: scenarios (one load run each) and the rows of the table that are read off their results.
+
+It owns the definitions and the targets, and starts nothing. A further figure is one more Scenario here.
+"""
+
+import attrs
+
+Result = dict[str, float]
+MEGABYTES_10 = 10_000_000
+
+
+@attrs.frozen
+class Row:
+    """One line of the table: ``key`` of the results, more or less being better.
+
+    ``added``: the key of direct in the same round is subtracted. ``bound``: a note is made when load and upstream alone could not
+    do twice the value. ``alone``: direct has no such figure.
+    """
+
+    name: str
+    title: str
+    unit: str
+    more: bool
+    key: str
+    added: bool = False
+    bound: bool = False
+    alone: bool = False
+
+    def value(self, result: Result, direct: Result) -> float:
+        """The figure of one measurement; ``direct`` is that of the same round."""
+        return result[self.key] - (direct[self.key] if self.added else 0.0)
+
+    def generator_bound(self, value: float, direct: Result) -> bool:
+        """Whether direct, at the share of its core that it used, could have done less than twice the value."""
+        return self.bound and bool(direct) and direct[self.key] / direct.get("generator", 1.0) < 2 * value
+
+
+@attrs.frozen
+class Scenario:
+    """One load run: its spec (tests.bench.load), seconds in a full and in a quick run, and its rows.
+
+    ``fresh``: every round gets a server of its own. ``wrk``: wrk makes the load when it is there.
+    """
+
+    name: str
+    spec: dict[str, object]
+    seconds: tuple[float, float]
+    rows: tuple[Row, ...]
+    fresh: bool = False
+    wrk: bool = False
+    default: bool = True
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        "json_64",
+        {"mode": "closed", "target": "/json", "connections": 64, "body": 300},
+        (3.0, 1.0),
+        (
+            Row("json_64", "small JSON, 64 connections", "requests/s", True, "rate", bound=True),
+            Row("json_64_cpu", "small JSON, 64 connections: CPU", "us/request", False, "cpu", alone=True),
+        ),
+        wrk=True,
+    ),
+    Scenario(
+        "json_1",
+        {"mode": "latency", "target": "/json", "body": 300},
+        (2.0, 0.7),
+        (Row("json_1", "small JSON, one connection, added p50", "ms", False, "p50", added=True),),
+    ),
+    Scenario(
+        "first_byte",
+        {"mode": "latency", "target": "/stream?count=2&gap=2", "body": 300},
+        (3.0, 1.0),
+        (
+            Row("first_byte_p50", "first byte of a stream, added p50", "ms", False, "p50", added=True),
+            Row("first_byte_p99", "first byte of a stream, added p99", "ms", False, "p99", added=True),
+        ),
+    ),
+    Scenario(
+        "streams_200",
+        {"mode": "streams", "target": "/stream?gap=20", "connections": 200, "body": 300},
+        (4.0, 1.5),
+        (Row("event_cpu", "200 streams, an event each 20 ms: CPU", "us/event", False, "cpu", alone=True),),
+    ),
+    Scenario(
+        "streams_1000",
+        {"mode": "streams", "target": "/stream?gap=20", "connections": 1000, "body": 300},
+        (4.0, 1.5),
+        (
+            Row("events_1000", "1,000 streams, 50,000 events/s offered", "events/s", True, "rate", bound=True),
+            Row("event_cpu_1000", "1,000 streams, an event each 20 ms: CPU", "us/event", False, "cpu", alone=True),
+        ),
+    ),
+    Scenario(
+        "memory",
+        {"mode": "streams", "target": "/stream?gap=500", "connections": 1000, "body": 300, "warm": 1.0},
+        (0.5, 0.2),
+        (Row("memory_1000", "memory per 1,000 open streams", "MB", False, "memory", alone=True),),
+        fresh=True,
+    ),
+    Scenario(
+        "up",
+        {"mode": "bulk", "target": "/json", "body": MEGABYTES_10},
+        (2.0, 0.7),
+        (Row("up", "10 MB up", "MB/s", True, "rate", bound=True),),
+    ),
+    Scenario(
+        "down",
+        {"mode": "bulk", "target": f"/bytes?size={MEGABYTES_10}"},
+        (2.0, 0.7),
+        (Row("down", "10 MB down", "MB/s", True, "rate", bound=True),),
+    ),
+    Scenario(
+        "agent",
+        {"mode": "closed", "target": "/stream?count=10&gap=1", "connections": 64, "body": 1_000_000},
+        (3.0, 1.0),
+        (Row("agent", "1 MB agent body, 10 events back", "requests/s", True, "rate", bound=True),),
+    ),
+    Scenario(
+        "start",
+        {"mode": "start"},
+        (0.0, 0.0),
+        (Row("start", "start to first answer", "s", False, "start", alone=True),),
+        fresh=True,
+        default=False,
+    ),
+)
+
+
+@attrs.frozen
+class Target:
+    """``row`` of the gateway must be at least (more) or at most (less) ``factor`` times that of ``against``."""
+
+    row: str
+    against: str
+    factor: float
+
+
+TOLERANCE = 0.03
+"""Two medians closer than this are equal: "not behind" cannot be told more finely in a few rounds."""
+
+NOT_BEHIND = (
+    "json_64_cpu",
+    "json_1",
+    "first_byte_p99",
+    "event_cpu",
+    "events_1000",
+    "event_cpu_1000",
+    "memory_1000",
+    "up",
+    "down",
+    "agent",
+)
+
+TARGETS: tuple[Target, ...] = (
+    Target("json_64", "reference", 2.0),
+    Target("first_byte_p50", "reference", 0.5),
+    *(Target(name, "reference", 1.0) for name in NOT_BEHIND),
+)
+
+
+def reached(row: Row, value: float, other: float, factor: float) -> bool:
+    """Whether a value meets its target; equal factors get TOLERANCE."""
+    slack = TOLERANCE if factor == 1.0 else 0.0
+    return value >= factor * other * (1 - slack) if row.more else value <= factor * other * (1 + slack)

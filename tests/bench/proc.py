@@ -1,0 +1,155 @@
+"""What the kernel says about processes and cores: CPU time, memory, waiting, steal. Reads /proc and nothing else.
+
+It owns the judgement whether a stretch of time was quiet enough to be believed. Linux only.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import attrs
+
+TICKS = os.sysconf("SC_CLK_TCK")
+STEAL_LIMIT = 0.01
+FOREIGN_LIMIT = 0.10
+WAIT_LIMIT = 0.05
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> tuple[int, float]:
+    """Parent pid and CPU seconds (own and those of reaped children) of one process; (0, 0.0) when it is gone."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if len(fields) < 15:
+        return 0, 0.0
+    return int(fields[1]), sum(int(ticks) for ticks in fields[11:15]) / TICKS
+
+
+def pids() -> list[int]:
+    """All processes of this machine that can be seen."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def tree(root: int) -> list[int]:
+    """A process and all its descendants, the root first."""
+    parents = {pid: _stat(pid)[0] for pid in pids()}
+    found = [root]
+    for pid in found:
+        found.extend(child for child, parent in parents.items() if parent == pid)
+    return found
+
+
+@attrs.frozen
+class Usage:
+    """CPU seconds of some processes up to now, from two clocks of the kernel."""
+
+    ticked: float  # 10 ms steps, includes ended threads and reaped children
+    exact: float  # nanoseconds, living threads only
+    waited: float  # seconds on a run queue, living threads only
+
+    @classmethod
+    def of(cls, processes: list[int]) -> "Usage":
+        """Sum over the processes; each clock alone may lag, never lead."""
+        ticked = exact = waited = 0.0
+        for pid in processes:
+            ticked += _stat(pid)[1]
+            try:
+                threads = os.listdir(f"/proc/{pid}/task")
+            except OSError:
+                continue
+            for thread in threads:
+                numbers = _read(f"/proc/{pid}/task/{thread}/schedstat").split()
+                if len(numbers) == 3:
+                    exact += int(numbers[0]) / 1e9
+                    waited += int(numbers[1]) / 1e9
+        return cls(ticked, exact, waited)
+
+    def since(self, earlier: "Usage") -> float:
+        """CPU seconds between two readings: the larger clock, because each one can only miss time."""
+        return max(self.ticked - earlier.ticked, self.exact - earlier.exact)
+
+
+def memory(processes: list[int]) -> int:
+    """Proportional set size in bytes (RSS where the kernel does not tell), summed."""
+    total = 0
+    for pid in processes:
+        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+                break
+        else:
+            pages = _read(f"/proc/{pid}/statm").split()
+            total += int(pages[1]) * os.sysconf("SC_PAGESIZE") if len(pages) > 1 else 0
+    return total
+
+
+@attrs.frozen
+class Quiet:
+    """Verdict on one stretch: shares of one core that went elsewhere."""
+
+    steal: float
+    foreign: float
+    waited: float
+    load: float
+
+    @property
+    def disturbed(self) -> bool:
+        return self.steal > STEAL_LIMIT or self.foreign > FOREIGN_LIMIT or self.waited > WAIT_LIMIT
+
+    def __str__(self) -> str:
+        shares = {"steal": self.steal, "foreign": self.foreign, "waited": self.waited}
+        return f"{', '.join(f'{name} {share:.1%}' for name, share in shares.items())}, load {self.load:.1f}"
+
+    @property
+    def badness(self) -> float:
+        """For choosing the least disturbed of several tries."""
+        return self.steal / STEAL_LIMIT + self.foreign / FOREIGN_LIMIT + self.waited / WAIT_LIMIT
+
+
+class Watch:
+    """Started before a measurement and ended after it; ``ours`` are the roots that may use the machine.
+
+    Foreign time counts processes that lived at both readings, and what new ones used; kernel threads and this process are ours.
+    """
+
+    def __init__(self, ours: list[int], proxy: int | None) -> None:
+        self._ours = ours
+        self.proxy = tree(proxy) if proxy else []
+        self._started = time.monotonic()
+        self._steal = self._stolen()
+        self._waited = Usage.of(self.proxy).waited
+        self._foreign = self._others()
+
+    @staticmethod
+    def _stolen() -> float:
+        fields = _read("/proc/stat").partition("\n")[0].split()
+        return int(fields[8]) / TICKS if len(fields) > 8 else 0.0
+
+    def _others(self) -> dict[int, float]:
+        parents: dict[int, int] = {}
+        used: dict[int, float] = {}
+        for pid in pids():
+            parents[pid], used[pid] = _stat(pid)
+        mine = {os.getpid(), 2, *self._ours}
+        grew = True
+        while grew:
+            new = {pid for pid, parent in parents.items() if parent in mine and pid not in mine}
+            mine |= new
+            grew = bool(new)
+        return {pid: seconds for pid, seconds in used.items() if pid not in mine}
+
+    def verdict(self) -> Quiet:
+        """Shares since the start."""
+        seconds = max(time.monotonic() - self._started, 1e-3)
+        foreign = sum(max(0.0, used - self._foreign.get(pid, 0.0)) for pid, used in self._others().items())
+        return Quiet(
+            steal=(self._stolen() - self._steal) / seconds,
+            foreign=foreign / seconds,
+            waited=(Usage.of(self.proxy).waited - self._waited) / seconds if self.proxy else 0.0,
+            load=os.getloadavg()[0],
+        )
