@@ -39,7 +39,7 @@ def sse(*events: Event) -> bytes:
 def dress(payloads: Iterable[str], style: StreamStyle) -> list[bytes]:
     """JSON ``payloads`` as the events of a whole stream in ``style``, one item an event."""
     named = style in (StreamStyle.ANTHROPIC, StreamStyle.RESPONSES)
-    events = [sse_event((str(json.loads(text)["type"]), text) if named else text) for text in payloads]
+    events = [sse_event((kind_of(text), text) if named else text) for text in payloads]
     if style is StreamStyle.OPENAI:
         events.append(sse_event("[DONE]"))
     return events
@@ -56,12 +56,21 @@ def load_stream(path: Path | str, style: StreamStyle | None = None) -> list[byte
     if text.startswith(("event:", "data:", ":")):
         return [piece.encode() for piece in re.findall(r"(?s).+?(?:\r?\n\r?\n|\Z)", text)]
     payloads = [line for line in text.split("\n") if line]
-    return dress(payloads, style or style_of(json.loads(payloads[0])))
+    return dress(payloads, style or style_of(payloads[0]))
 
 
-def style_of(payload: Mapping[str, object]) -> StreamStyle:
+def style_of(payload: str) -> StreamStyle:
     """The style of a stream, told by its first payload."""
-    kind = payload.get("type")
-    if isinstance(kind, str):
+    kind = kind_of(payload)
+    if kind:
         return StreamStyle.RESPONSES if kind.startswith("response.") else StreamStyle.ANTHROPIC
-    return StreamStyle.OPENAI if "object" in payload else StreamStyle.BARE
+    return StreamStyle.OPENAI if '"object":' in payload else StreamStyle.BARE
+
+
+def kind_of(payload: str) -> str:
+    """The ``type`` of a payload, "" where it has none. Recorded payloads are not always JSON: then the first one."""
+    try:
+        return str(json.loads(payload).get("type", ""))
+    except json.JSONDecodeError:
+        match = re.search(r'"type":\s*"([^"]*)"', payload)
+        return match[1] if match else ""
