@@ -233,6 +233,7 @@ class Flow:
 
     def on_end(self) -> None:
         self._ended = True
+        self._caller.resumed = None  # the connection may serve another exchange from now on
         if self._framing is not None and self._framing.chunked:
             self._out.append(LAST_CHUNK)
 

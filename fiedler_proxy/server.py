@@ -93,7 +93,7 @@ class CallerConnection(RequestHandler):
     ) -> web.StreamResponse:
         """Answer what never became a request, in a shape of our own and without an echo of its bytes."""
         if not isinstance(exc, HttpProcessingError):
-            if not isinstance(exc, ConnectionCut):
+            if not isinstance(exc, (ConnectionCut, ConnectionError)):
                 _log.error("a request ended in %s outside the chain", type(exc).__name__)
             raise ConnectionResetError("cut")
         why = _why_malformed(exc)
