@@ -1,0 +1,29 @@
+"""Which event loops the integration tests run on."""
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import pytest
+
+try:
+    import uvloop
+except ImportError:  # the extra "speed" is not installed
+    uvloop = None  # type: ignore[assignment]
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
+    """asyncio's own loop; uvloop as well for modules that say ``BOTH_LOOPS = True``.
+
+    How a connection was lost is told differently by the two. ``KGB_TEST_UVLOOP=1`` runs every test on uvloop.
+    """
+    own: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
+    if uvloop is None:
+        return own
+    fast: dict[str, LoopFactory] = {"uvloop": uvloop.new_event_loop}
+    if os.environ.get("KGB_TEST_UVLOOP"):
+        return fast
+    both = isinstance(item, pytest.Function) and getattr(item.module, "BOTH_LOOPS", False)
+    return own | fast if both else own
