@@ -2,10 +2,11 @@
 
 ``ScriptedUpstream`` plays a provider, bad manners included; ``RawClient`` is a caller that hides nothing;
 ``Rendezvous`` orders them; ``start_app`` serves an application as production does; ``sse`` and ``load_stream`` make
-event streams. Nothing here is imported by the gateway itself.
+event streams; ``check_middleware`` checks the contract of a link. Nothing here is imported by the gateway itself.
 """
 
 from fiedler_proxy.testing.client import RawClient, ReceivedResponse
+from fiedler_proxy.testing.conformance import ContractBroken, check_middleware
 from fiedler_proxy.testing.connection import ReceivedRequest, UpstreamConnection
 from fiedler_proxy.testing.messages import (
     BrokenMessage,
@@ -29,6 +30,7 @@ __all__ = [
     "BrokenRequest",
     "BrokenResponse",
     "Close",
+    "ContractBroken",
     "Garbage",
     "MalformedMessage",
     "PeerLeft",
@@ -46,6 +48,7 @@ __all__ = [
     "StreamStyle",
     "UpstreamConnection",
     "Wait",
+    "check_middleware",
     "chunk_bytes",
     "head_bytes",
     "in_turn",
