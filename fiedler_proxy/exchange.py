@@ -10,6 +10,7 @@ import enum
 import logging
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import attrs
 
@@ -74,13 +75,23 @@ class Observer:
         """Exactly once, last: ``exchange.outcome`` is set."""
 
 
+class Transform(Protocol):
+    """Changes the body of a response on its way to the caller: a declared power (``transforms = True``)."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What goes on in place of ``data``; may be empty while something is held back."""
+
+    def end(self) -> bytes:
+        """What is still held back at the end of the body."""
+
+
 @attrs.define(eq=False)
 class Exchange:
     """The facts of one exchange, for links, observers and the record.
 
     ``method``, ``target`` and ``request_headers`` are what goes upstream: a link may change them before it calls the
     next one, which is a declared power (``transforms``) unless it only takes away a route prefix or a credential.
-    ``ending`` is how the exchange will end if nothing breaks any more; ``outcome`` how it did.
+    ``request_body`` replaces the caller's body where a link transformed it. ``ending`` is how the exchange will end if nothing breaks any more; ``outcome`` how it did.
     Sizes are body bytes without transfer framing. ``started``, ``first_byte`` and ``ended`` are seconds of the
     monotonic clock, ``started_at`` is seconds since the epoch.
     """
@@ -98,6 +109,7 @@ class Exchange:
     upstream: Upstream | None = None
     attempts: int = 0
     transformed: bool = False
+    may_transform: bool = False
     local: bool = False
     tunnelled: bool = False
     facts: dict[str, object] = attrs.field(factory=dict)
@@ -115,6 +127,8 @@ class Exchange:
     started: float = attrs.field(factory=time.monotonic)
     first_byte: float | None = None
     ended: float | None = None
+    request_body: bytes | None = None
+    transforms: "tuple[Transform, ...]" = ()
     _observers: list[Observer] = attrs.field(factory=list, alias="observers")
     _strikes: dict[Observer, int] | None = None
     _abort: "Callable[[Outcome], None] | None" = None
@@ -148,6 +162,26 @@ class Exchange:
         if not name or not name.isascii() or any(c in value for c in "\r\n\0") or any(c in name for c in " \t\r\n:"):
             raise ValueError(f"not a header: {name!r}")
         self.added_headers[name] = value
+
+    def replace_request_body(self, body: bytes) -> None:
+        """Send ``body`` upstream instead of the caller's; the exchange is marked as transformed."""
+        self._transform()
+        self.request_body = body
+
+    def transform_response(self, transform: Transform) -> None:
+        """Pass the response body through ``transform``; the last one added is the last to change it.
+
+        RuntimeError where no link of the chain declares ``transforms``, or once the head has left.
+        """
+        self._transform()
+        if self.head_sent:
+            raise RuntimeError("a response cannot be transformed after its head has left")
+        self.transforms = (*self.transforms, transform)
+
+    def _transform(self) -> None:
+        if not self.may_transform:
+            raise RuntimeError("only a link that declares transforms = True may change bytes")
+        self.transformed = True
 
     # What happened: told by the edge and the relay alone.
 

@@ -10,7 +10,7 @@ import re
 import attrs
 
 from fiedler_proxy.exchange import Exchange
-from fiedler_proxy.framing import ChunkedDecoder, Decoder, UntilClose
+from fiedler_proxy.framing import ChunkedDecoder, Decoder, NoBody, UntilClose
 from fiedler_proxy.headers import GATEWAY_REQUEST_HEADERS, HOP_BY_HOP, RawHeaders, connection_options, nominated, serialize
 from fiedler_proxy.upstream import Upstream
 
@@ -53,18 +53,24 @@ def request_head(exchange: Exchange, upstream: Upstream, say: Announcements) -> 
             chunked = True
         elif lower == b"upgrade":
             upgrade = pair[1]
+        elif lower == b"content-length":
+            length = int(pair[1])
+            if exchange.request_body is None:
+                kept.append(pair)
         elif lower not in drop:
             kept.append(pair)
-            if lower == b"content-length":
-                length = int(pair[1])
-            elif lower == b"expect":
+            if lower == b"expect":
                 expect = pair[1].lower() == b"100-continue" and exchange.version >= (1, 1)
     if exchange.version < (1, 1) and not any(name.lower() == b"host" for name, _ in kept):
         kept.insert(0, (b"Host", upstream.authority.encode()))
     upgrading = upgrade.lower() == b"websocket" and b"upgrade" in connection_options(headers)
     if upgrading:
         kept += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
-    if chunked:
+    if exchange.request_body is not None:
+        length, chunked, expect = len(exchange.request_body), False, False
+        kept = [pair for pair in kept if pair[0].lower() != b"expect"]
+        kept.append((b"Content-Length", b"%d" % length))
+    elif chunked:
         kept.append(CHUNKED)
     kept += _announced(exchange, say)
     start = f"{exchange.method} {upstream.target(exchange.target)} HTTP/1.1".encode("ascii")
@@ -92,9 +98,12 @@ class CallerFraming:
     until_close: bool
 
 
-def caller_framing(version: tuple[int, int], decoder: Decoder) -> CallerFraming:
-    """The framing for a caller of HTTP ``version``, given how the upstream framed the body."""
-    unknown = isinstance(decoder, (ChunkedDecoder, UntilClose))
+def caller_framing(version: tuple[int, int], decoder: Decoder, transformed: bool = False) -> CallerFraming:
+    """The framing for a caller of HTTP ``version``, given how the upstream framed the body.
+
+    Where a link changes the body, its length is no longer known.
+    """
+    unknown = isinstance(decoder, (ChunkedDecoder, UntilClose)) or (transformed and not isinstance(decoder, NoBody))
     return CallerFraming(chunked=unknown and version >= (1, 1), until_close=unknown and version < (1, 1))
 
 
@@ -102,6 +111,8 @@ def relayed_headers(exchange: Exchange, headers: RawHeaders, say: Announcements)
     """The end-to-end headers of a response, with the gateway's own in place of namesakes from upstream."""
     drop = HOP_BY_HOP | nominated(headers)
     added = exchange.added_headers
+    if exchange.transforms:
+        drop = drop | {b"content-length", b"content-md5", b"content-digest", b"etag"}
     if added:
         drop = drop | {name.lower().encode() for name in added}
     kept = [pair for pair in headers if pair[0].lower() not in drop]

@@ -7,8 +7,7 @@ way; the answers of the gateway's own; and draining. It knows no route and relay
 import asyncio
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable
 
 import attrs
 from aiohttp import web
@@ -129,15 +128,16 @@ def create_application(
     edge = Edge(gateway)
     app = Application(edge, server_options=server_options, max_read=gateway.body_limit or 2**62)
     app[GATEWAY] = gateway
-    handler = terminal
-    for link in reversed(tuple(links)):
+    handler, links = terminal, tuple(links)
+    edge.may_transform = any(getattr(link, "transforms", False) for link in links)
+    for link in reversed(links):
         handler = _bound(link, handler)
         context = getattr(link, "context", None)
         if context is not None:
             app.cleanup_ctx.append(context)
     edge.chain = handler
     app.on_response_prepare.append(own_head)
-    app.cleanup_ctx.append(partial(_lifetime, gateway))
+    app.on_shutdown.append(_stop)
     return app
 
 
@@ -148,8 +148,9 @@ def _bound(link: Link, handler: Handler) -> Handler:
     return call
 
 
-async def _lifetime(gateway: Gateway, app: web.Application) -> AsyncIterator[None]:
-    yield
+async def _stop(app: web.Application) -> None:
+    """The server is going down: what was not drained before ends now, instead of holding it up."""
+    gateway = app[GATEWAY]
     await gateway.stop()
     gateway.close()
 
@@ -171,14 +172,16 @@ async def own_head(request: web.Request, response: web.StreamResponse) -> None:
 class Edge:
     """The entrance of the application: a request comes in, an exchange is opened, and closed exactly once."""
 
-    __slots__ = ("_gateway", "chain")
+    __slots__ = ("_gateway", "chain", "may_transform")
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.chain: Handler = _no_chain
+        self.may_transform = False
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         exchange = open_exchange(request, self._gateway)
+        exchange.may_transform = self.may_transform
         outcome = Outcome.GATEWAY_FAULT
         try:
             response = await self._answer(request, exchange)

@@ -7,6 +7,7 @@ paces the upstream, a request is sent once, and a response that broke never look
 """
 
 import asyncio
+import logging
 
 from aiohttp import web
 
@@ -28,6 +29,9 @@ from fiedler_proxy.server import (
 from fiedler_proxy.upload import Upload, body_too_large
 from fiedler_proxy.upstream import Upstream
 from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
+
+
+_log = logging.getLogger("kgb.relay")
 
 
 class Relay:
@@ -168,7 +172,9 @@ class Flow:
         connection.begin(self, exchange.method, head.upgrade)
         body = b""
         if head.length or head.chunked:
-            whole = read_body(request)
+            whole = exchange.request_body
+            if whole is None:
+                whole = read_body(request)
             if whole is None and not head.expect:
                 whole = take_buffered(request.content)
             if whole is None:
@@ -196,7 +202,8 @@ class Flow:
     def on_head(self, head: ResponseHead) -> None:
         exchange, request = self._exchange, self._request
         headers = heads.relayed_headers(exchange, head.headers, self._gateway.say)
-        framing = self._framing = heads.caller_framing(exchange.version, head.decoder)
+        framing = heads.caller_framing(exchange.version, head.decoder, bool(exchange.transforms))
+        self._framing = framing
         self._tunnel = head.status == 101
         keep = request.keep_alive and not (framing.until_close or self._gateway.draining or self._tunnel)
         if self._upload is not None and self._upload.unasked:
@@ -223,6 +230,12 @@ class Flow:
             self._exchange.tell_tunnel_bytes(Direction.TO_CALLER, data)
             self._out.append(data)
             return
+        if self._exchange.transforms:
+            data = self._transformed(data)
+        if data:
+            self._body(data)
+
+    def _body(self, data: bytes) -> None:
         self._exchange.tell_response_bytes(data)
         if self._framing is not None and self._framing.chunked:
             self._out.append(b"%x\r\n" % len(data))
@@ -231,7 +244,22 @@ class Flow:
         else:
             self._out.append(data)
 
+    def _transformed(self, data: bytes, *, end: bool = False) -> bytes:
+        try:
+            for transform in self._exchange.transforms:
+                data = transform.feed(data) if data else b""
+                if end:
+                    data += transform.end()
+        except Exception as error:
+            _log.error("exchange %s: a transform raised %s", self._exchange.id, type(error).__name__)
+            self._connection.abort()
+            self.fail(ResponseCut(Outcome.GATEWAY_FAULT, "transform_failed"))
+            return b""
+        return data
+
     def on_end(self) -> None:
+        if self._exchange.transforms and (rest := self._transformed(b"", end=True)):
+            self._body(rest)
         self._ended = True
         self._caller.resumed = None  # the connection may serve another exchange from now on
         if self._framing is not None and self._framing.chunked:

@@ -182,7 +182,7 @@ with warnings.catch_warnings():
             self._entrance = entrance
             self._server_options = server_options or {}
             self._match: UrlMappingMatchInfo | None = None
-            self._route = self.router.add_route("*", "/{target:.*}", self._handle)  # type: ignore[arg-type]
+            self._route = self.router.add_route("*", "/{target:.*}", self._handle)
 
         def _make_handler(
             self,
