@@ -63,7 +63,8 @@ def request_head(exchange: Exchange, upstream: Upstream, say: Announcements) -> 
                 expect = pair[1].lower() == b"100-continue" and exchange.version >= (1, 1)
     if exchange.version < (1, 1) and not any(name.lower() == b"host" for name, _ in kept):
         kept.insert(0, (b"Host", upstream.authority.encode()))
-    upgrading = upgrade.lower() == b"websocket" and b"upgrade" in connection_options(headers)
+    asked = upgrade.lower() == b"websocket" and b"upgrade" in connection_options(headers)
+    upgrading = asked and exchange.version >= (1, 1)  # RFC 9110 section 7.8: HTTP/1.0 knows no upgrade
     if upgrading:
         kept += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
     if exchange.request_body is not None:
