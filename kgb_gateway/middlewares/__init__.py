@@ -1,0 +1,1 @@
+"""The links that the gateway brings along. None imports another: they meet on the exchange."""

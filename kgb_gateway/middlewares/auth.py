@@ -1,0 +1,182 @@
+"""auth: who is asking, told by a key of this gateway; and no such key ever leaves it.
+
+Owns where a key may stand in a request, what its lack or fault is answered, and its removal. Which keys there are is
+the keyring's matter; a provider's credential is none of auth's.
+"""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote_to_bytes
+
+import attrs
+from aiohttp import web
+
+from fiedler_proxy.errors import ExchangeError, SettingsError
+from fiedler_proxy.exchange import Exchange, RawHeaders
+from fiedler_proxy.lifecycle import EXCHANGE
+from fiedler_proxy.server import Handler
+from kgb_gateway.caller import ANONYMOUS, Caller
+from kgb_gateway.keyring import Keyring, State, Verdict
+from kgb_gateway.keys_file import KeysFileError
+
+CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+"""``request[CALLER]``: who asks, once ``auth`` has let the request pass; ``ANONYMOUS`` where no key was needed."""
+
+OWN_HEADER = b"x-kgb-key"
+"""The gateway's own header: what stands here is a key of ours or wrong."""
+
+KEY_HEADERS = (OWN_HEADER, b"authorization", b"x-api-key", b"x-goog-api-key")
+"""Where a key may stand, the first that bears one decides. All but the first may hold a provider's instead."""
+
+_MODES = ("auto", "always", "never")
+_HOW = "send one in x-kgb-key, Authorization: Bearer, x-api-key or x-goog-api-key; `kgb keys create NAME` makes one"
+_SOURCE = "take the provider's credential out of x-kgb-key, or ask whoever runs this gateway for a key"
+
+
+def _open_keyring(link: "Auth") -> Keyring:
+    if link.required not in _MODES:
+        raise SettingsError([f"links.auth.required is {link.required!r}; it must be one of {', '.join(_MODES)}"])
+    if link.required == "always" and not link.keys_file:
+        raise SettingsError(['links.auth.required is "always", but links.auth.keys_file names no file'])
+    keyring = Keyring(Path(link.keys_file).expanduser() if link.keys_file else None)
+    try:
+        keyring.load()
+    except KeysFileError as error:
+        raise SettingsError([f"links.auth.keys_file: {error}"]) from None
+    return keyring
+
+
+@web.middleware
+@attrs.frozen
+class Auth:
+    """``keys_file``: the file that ``kgb keys`` writes. ``required``: ``auto`` asks for a key from the moment the file
+    exists, ``always`` from the start, ``never`` asks nobody but still refuses a key that is shown and not valid.
+    """
+
+    keys_file: str = ""
+    required: str = "auto"
+    _keyring: Keyring = attrs.field(init=False, repr=False, default=attrs.Factory(_open_keyring, takes_self=True))
+
+    outer: ClassVar[bool] = False
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        self._keyring.refresh()
+        shown, suspect = _scan(exchange.request_headers)
+        if suspect:
+            # The known headers stay until the caller is known: they tell in which dialect a refusal is written, and
+            # whatever records a refused exchange redacts them.
+            exchange.remove_request_headers(lambda name, value: name.lower() not in KEY_HEADERS and self._leaks(value))
+        self._check_target(exchange)
+        caller = self._caller(exchange, shown)
+        if suspect:
+            exchange.remove_request_headers(lambda name, value: name.lower() == OWN_HEADER or self._leaks(value))
+        exchange.caller = caller.name
+        if not caller.may_ask(exchange.path):
+            raise _out_of_scope(caller)
+        request[CALLER] = caller
+        return await handler(request)
+
+    @property
+    def requires_key(self) -> bool:
+        """Whether a request without a key is refused, as things stand."""
+        return self.required == "always" or (self.required == "auto" and self._keyring.state is not State.ABSENT)
+
+    def _caller(self, exchange: Exchange, shown: dict[bytes, list[bytes]]) -> Caller:
+        """Who shows a valid key, or ANONYMOUS where none is needed; raises the refusal."""
+        own = shown.get(OWN_HEADER)
+        if own is not None and len(own) > 1:
+            raise _refusal("invalid_key", "x-kgb-key stands more than once in the request.", "send it once")
+        for name in KEY_HEADERS:
+            for value in shown.get(name, ()):
+                verdict, caller = self._keyring.check(_bare(value))
+                if verdict is Verdict.VALID and caller is not None:
+                    return caller
+                if verdict is not Verdict.FOREIGN or name == OWN_HEADER:
+                    raise self._bad_key(exchange, name, verdict, caller)
+        if self.requires_key:
+            raise self._no_key()
+        return ANONYMOUS
+
+    def _bad_key(self, exchange: Exchange, name: bytes, verdict: Verdict, caller: Caller | None) -> ExchangeError:
+        where = name.decode()
+        if caller is not None:
+            # It was this caller's once: the log may say so, although nobody is let in by it.
+            exchange.facts["key"] = caller.key_id
+        if verdict is Verdict.EXPIRED:
+            return _refusal("expired_key", f"The key in {where} has expired or was rotated.", "ask for a new key")
+        if verdict is Verdict.REVOKED:
+            return _refusal("revoked_key", f"The key in {where} has been revoked.", "ask for a new key")
+        if self._keyring.state in (State.GONE, State.UNUSABLE):
+            return self._no_key()
+        if self._keyring.state is State.ABSENT:
+            hint = "this gateway has no keys: leave x-kgb-key out, or make a key with `kgb keys create NAME`"
+            return _refusal("invalid_key", f"The key in {where} is not valid.", hint)
+        return _refusal("invalid_key", f"The key in {where} is not valid.", _SOURCE if name == OWN_HEADER else _HOW)
+
+    def _no_key(self) -> ExchangeError:
+        if self._keyring.state in (State.GONE, State.UNUSABLE):
+            hint = "whoever runs it finds the reason in its log"
+            return _refusal("keys_unavailable", "This gateway cannot read its keys and accepts none.", hint)
+        return _refusal("missing_key", "This gateway asks for a key.", _HOW)
+
+    def _check_target(self, exchange: Exchange) -> None:
+        """Refuse a target that holds one of our keys: it would reach the provider, and every log on the way."""
+        target = exchange.target
+        if "kgb_" not in target and "%" not in target:
+            return
+        path, _, query = target.partition("?")
+        for where, part in (("query", query), ("path", path)):
+            if self._keyring.holds_key(unquote_to_bytes(part)):
+                message = f"A key of this gateway stands in the {where} of the URL."
+                raise _refusal(f"key_in_{where}", message, f"{_HOW}; rotate this one, since URLs end up in logs")
+
+    def _leaks(self, value: bytes) -> bool:
+        return self._keyring.holds_key(value) or self._keyring.holds_key(_basic(value))
+
+
+def _scan(headers: RawHeaders) -> tuple[dict[bytes, list[bytes]], bool]:
+    """The values that may be keys, by header; and whether any header at all may hold one."""
+    shown: dict[bytes, list[bytes]] = {}
+    suspect = False
+    for name, value in headers:
+        lower = name.lower()
+        if lower in KEY_HEADERS:
+            shown.setdefault(lower, []).append(value)
+            suspect = suspect or lower == OWN_HEADER or value[:6].lower() == b"basic "
+        if b"kgb_" in value:
+            suspect = True
+    return shown, suspect
+
+
+def _bare(value: bytes) -> bytes:
+    """``value`` without the scheme ``Bearer`` (RFC 6750 section 2.1; RFC 9110 section 11.1: in any case)."""
+    value = value.strip(b" \t")
+    return value[7:].lstrip(b" \t") if value[:7].lower() == b"bearer " else value
+
+
+def _basic(value: bytes) -> bytes:
+    """What ``Basic`` credentials (RFC 7617) say: a key in a base URL's user information arrives like this."""
+    if value[:6].lower() != b"basic ":
+        return b""
+    try:
+        return base64.b64decode(value[6:].strip() + b"==")
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _refusal(code: str, message: str, hint: str) -> ExchangeError:
+    headers = (("WWW-Authenticate", "Bearer"),)
+    return ExchangeError(code, message, status=401, hint=hint, retry=False, headers=headers)
+
+
+def _out_of_scope(caller: Caller) -> ExchangeError:
+    return ExchangeError(
+        "out_of_scope",
+        f"The key {caller.name!r} is not meant for this path.",
+        status=403,
+        hint=f"its scopes are: {' '.join(caller.scopes)}",
+        retry=False,
+    )
