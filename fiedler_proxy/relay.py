@@ -195,8 +195,8 @@ class Flow:
     def on_interim(self, head: ResponseHead) -> None:
         if self._exchange.version < (1, 1) or (head.status == 100 and not self._head.expect):
             return
-        if head.status == 100 and self._upload is not None and not self._upload.may_continue():
-            return
+        if head.status == 100 and (self._upload is None or not self._upload.may_continue()):
+            return  # whoever sent or read the body before has been told
         self._out.append(heads.interim_head(head.status, head.reason, head.headers))
 
     def on_head(self, head: ResponseHead) -> None:

@@ -39,6 +39,8 @@ HEADERS_CAP = 512
 LINGER = 5.0
 """Seconds in which the rest of an upload that was answered early is read and dropped."""
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 _log = logging.getLogger("kgb.http")
 
 
@@ -113,6 +115,19 @@ def _why_malformed(exc: HttpProcessingError) -> str:
     first = (exc.message or type(exc).__name__).splitlines()[0].rstrip(":")
     # llhttp's reasons are fixed sentences; aiohttp's own may quote what the caller sent.
     return first if first.replace(" ", "").isalpha() or "'" not in first else type(exc).__name__
+
+
+class CallerRequest(web.Request):
+    """A request whose body a link may read whole, even where the caller waits to be asked for it."""
+
+    async def read(self) -> bytes:
+        """The body. Says 100 (RFC 9110 section 10.1.1) to a caller that expects it and has sent nothing yet: the
+        upstream cannot, since the request does not go there before its body is here."""
+        waiting = self._read_bytes is None and not self._payload.total_bytes and not self._payload.is_eof()
+        expects = waiting and self.version >= (1, 1) and self.headers.get("Expect", "").lower() == "100-continue"
+        if expects and self.transport is not None:
+            self.transport.write(CONTINUE)
+        return await super().read()
 
 
 class OwnResponse(web.Response):
@@ -201,6 +216,9 @@ with warnings.catch_warnings():
                        "auto_decompress": False, "debug": False, "logger": _log, "read_bufsize": READ_BUFFER,
                        "max_headers": HEADERS_CAP, "lingering_time": LINGER}  # fmt: skip
             return _Server(self._handle, request_factory=self._make_request, loop=self._loop, **options)  # type: ignore[arg-type]
+
+        def _make_request(self, *parts: Any) -> web.Request:
+            return super()._make_request(*parts, _cls=CallerRequest)
 
         async def _handle(self, request: web.Request) -> web.StreamResponse:
             request._match_info = self._match

@@ -14,7 +14,7 @@ from fiedler_proxy.errors import ExchangeError
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.framing import LAST_CHUNK, chunk
 from fiedler_proxy.heads import RequestHead
-from fiedler_proxy.server import caller_connection, caller_has_left
+from fiedler_proxy.server import CONTINUE, caller_connection, caller_has_left
 from fiedler_proxy.wire import State, UpstreamConnection
 
 CONTINUE_AFTER = 1.0
@@ -24,8 +24,6 @@ upstreams that ignore the expectation and wait for the body."""
 LEFT_CHECK = 0.5
 """Seconds between looks at whether the caller of a stalled upload is still there: while its connection is not read,
 the loop would not hear of its end."""
-
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def body_too_large(limit: int) -> ExchangeError:
