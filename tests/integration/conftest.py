@@ -27,3 +27,9 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
         return fast
     both = isinstance(item, pytest.Function) and getattr(item.module, "BOTH_LOOPS", False)
     return own | fast if both else own
+
+
+@pytest.fixture
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the rest of an upload that nobody will send."""
+    monkeypatch.setattr("fiedler_proxy.server.LINGER", 0.05)
