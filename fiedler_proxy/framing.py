@@ -11,12 +11,17 @@ CHUNK_LINE_CAP = 4096
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
 _SIZE_START = re.compile(rb"[0-9A-Fa-f]{1,15}[ \t]*(?:;[^\r\n]*)?\r?")
+_BARE = re.compile(rb"\n|\0|\r(?=[^\n])")
 
 LAST_CHUNK = b"0\r\n\r\n"
 
 
 class FramingError(ValueError):
-    """The bytes break the framing that the message head announced."""
+    """The bytes break the framing that the message head announced. ``payload`` arrived with them, before the fault."""
+
+    def __init__(self, message: str, payload: bytes = b"") -> None:
+        super().__init__(message)
+        self.payload = payload
 
 
 def chunk(data: bytes) -> bytes:
@@ -107,13 +112,17 @@ class ChunkedDecoder(Decoder):
             data, self._tail = self._tail + data, b""
         pieces: list[bytes] = []
         pos, end = 0, len(data)
-        while pos < end and not self.done:
-            if self._left:
-                pos = self._payload(data, pos, end, pieces)
-            elif self._trailers < 0:
-                pos = self._size(data, pos, end)
-            else:
-                pos = self._trailer(data, pos, end)
+        try:
+            while pos < end and not self.done:
+                if self._left:
+                    pos = self._payload(data, pos, end, pieces)
+                elif self._trailers < 0:
+                    pos = self._size(data, pos, end)
+                else:
+                    pos = self._trailer(data, pos, end)
+        except FramingError as error:
+            error.payload = b"".join(pieces)
+            raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _payload(self, data: bytes, pos: int, end: int, pieces: list[bytes]) -> int:
@@ -158,6 +167,8 @@ class ChunkedDecoder(Decoder):
             self.rest = data[eol + 2 :]
             return end
         self._trailers += eol + 2 - pos
+        if _BARE.search(data, pos, eol + 1):
+            raise FramingError("the trailer section is malformed")
         if self._trailers > 16 * CHUNK_LINE_CAP:
             raise FramingError("the trailer section is too long")
         return eol + 2

@@ -296,6 +296,8 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             payload = decoder.feed(data) if data else b""
         except FramingError as error:
+            if error.payload:
+                sink.on_body(error.payload)
             raise WireError("upstream_broke", str(error)) from None
         if payload:
             sink.on_body(payload)

@@ -1,0 +1,1 @@
+"""The gateway as foreign callers meet it: official SDKs, other clients, recorded replies."""
