@@ -190,7 +190,7 @@ def line_of(entry: Entry) -> str:
             "remote": entry.remote,
             "upstream_request_id": _redact(entry.upstream_id.decode("latin-1")),
             "session": _redact(entry.session.decode("latin-1")),
-            "facts": {_redact(key): _redact(value) if isinstance(value, str) else value for key, value in entry.facts.items()},
+            "facts": {_redact(k): _redact(v) if isinstance(v, str) else v for k, v in entry.facts.items()},
         }
     )
     return line.replace("\x7f", "\\u007f")

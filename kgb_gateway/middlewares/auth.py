@@ -30,6 +30,7 @@ OWN_HEADER = b"x-kgb-key"
 KEY_HEADERS = (OWN_HEADER, b"authorization", b"x-api-key", b"x-goog-api-key")
 """Where a key may stand, the first that bears one decides. All but the first may hold a provider's instead."""
 
+_KEY_HEADERS = frozenset(KEY_HEADERS)
 _MODES = ("auto", "always", "never")
 _HOW = "send one in x-kgb-key, Authorization: Bearer, x-api-key or x-goog-api-key; `kgb keys create NAME` makes one"
 _SOURCE = "take the provider's credential out of x-kgb-key, or ask whoever runs this gateway for a key"
@@ -64,15 +65,15 @@ class Auth:
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         self._keyring.refresh()
-        shown, suspect = _scan(exchange.request_headers)
-        if suspect:
+        shown, leaks, elsewhere = self._scan(exchange.request_headers)
+        if elsewhere:
             # The known headers stay until the caller is known: they tell in which dialect a refusal is written, and
             # whatever records a refused exchange redacts them.
-            exchange.remove_request_headers(lambda name, value: name.lower() not in KEY_HEADERS and self._leaks(value))
+            exchange.remove_request_headers(lambda name, value: value in leaks and name.lower() not in _KEY_HEADERS)
         self._check_target(exchange)
         caller = self._caller(exchange, shown)
-        if suspect:
-            exchange.remove_request_headers(lambda name, value: name.lower() == OWN_HEADER or self._leaks(value))
+        if leaks:
+            exchange.remove_request_headers(lambda name, value: value in leaks)
         exchange.caller = caller.name
         if not caller.may_ask(exchange.path):
             raise _out_of_scope(caller)
@@ -133,22 +134,21 @@ class Auth:
                 message = f"A key of this gateway stands in the {where} of the URL."
                 raise _refusal(f"key_in_{where}", message, f"{_HOW}; rotate this one, since URLs end up in logs")
 
-    def _leaks(self, value: bytes) -> bool:
-        return self._keyring.holds_key(value) or self._keyring.holds_key(_basic(value))
-
-
-def _scan(headers: RawHeaders) -> tuple[dict[bytes, list[bytes]], bool]:
-    """The values that may be keys, by header; and whether any header at all may hold one."""
-    shown: dict[bytes, list[bytes]] = {}
-    suspect = False
-    for name, value in headers:
-        lower = name.lower()
-        if lower in KEY_HEADERS:
-            shown.setdefault(lower, []).append(value)
-            suspect = suspect or lower == OWN_HEADER or value[:6].lower() == b"basic "
-        if b"kgb_" in value:
-            suspect = True
-    return shown, suspect
+    def _scan(self, headers: RawHeaders) -> tuple[dict[bytes, list[bytes]], set[bytes], bool]:
+        """The values that may be keys, by header; those that hold a key of ours; whether one stands elsewhere."""
+        shown: dict[bytes, list[bytes]] = {}
+        leaks: set[bytes] = set()
+        elsewhere = False
+        for name, value in headers:
+            lower = name.lower()
+            if lower in _KEY_HEADERS:
+                shown.setdefault(lower, []).append(value)
+                if lower == OWN_HEADER or self._keyring.holds_key(value) or self._keyring.holds_key(_basic(value)):
+                    leaks.add(value)
+            elif b"kgb_" in value and self._keyring.holds_key(value):
+                leaks.add(value)
+                elsewhere = True
+        return shown, leaks, elsewhere
 
 
 def _bare(value: bytes) -> bytes:
