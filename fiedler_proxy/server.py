@@ -217,8 +217,16 @@ with warnings.catch_warnings():
                        "max_headers": HEADERS_CAP, "lingering_time": LINGER}  # fmt: skip
             return _Server(self._handle, request_factory=self._make_request, loop=self._loop, **options)  # type: ignore[arg-type]
 
-        def _make_request(self, *parts: Any) -> web.Request:
-            return super()._make_request(*parts, _cls=CallerRequest)
+        def _make_request(
+            self,
+            message: Any,
+            payload: Any,
+            protocol: Any,
+            writer: Any,
+            task: Any,
+            _cls: type[web.Request] = CallerRequest,
+        ) -> web.Request:
+            return super()._make_request(message, payload, protocol, writer, task, _cls)
 
         async def _handle(self, request: web.Request) -> web.StreamResponse:
             request._match_info = self._match
