@@ -8,12 +8,15 @@ The law of this module: an exchange is closed exactly once, and an observer can 
 
 import enum
 import logging
+import re
 import time
+import traceback
 from collections.abc import Callable
 from typing import Protocol
 
 import attrs
 
+from fiedler_proxy.headers import HOP_BY_HOP, is_valid_value
 from fiedler_proxy.upstream import Upstream
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
@@ -23,6 +26,9 @@ OBSERVER_SLOW_SECONDS = 0.1
 
 OBSERVER_STRIKES = 3
 """An observer with this many strikes in one exchange is detached; fewer may be a garbage collection."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FRAMING = HOP_BY_HOP | {b"content-length"}
 
 _log = logging.getLogger("kgb.exchange")
 
@@ -91,7 +97,8 @@ class Exchange:
 
     ``method``, ``target`` and ``request_headers`` are what goes upstream: a link may change them before it calls the
     next one, which is a declared power (``transforms``) unless it only takes away a route prefix or a credential.
-    ``request_body`` replaces the caller's body where a link transformed it. ``ending`` is how the exchange will end if nothing breaks any more; ``outcome`` how it did.
+    ``request_body`` replaces the caller's body where a link transformed it. ``ending`` is how the exchange will end if
+    nothing breaks any more; ``outcome`` how it did.
     Sizes are body bytes without transfer framing. ``started``, ``first_byte`` and ``ended`` are seconds of the
     monotonic clock, ``started_at`` is seconds since the epoch.
     """
@@ -130,7 +137,7 @@ class Exchange:
     request_body: bytes | None = None
     transforms: "tuple[Transform, ...]" = ()
     _observers: list[Observer] = attrs.field(factory=list, alias="observers")
-    _strikes: dict[Observer, int] | None = None
+    _strikes: dict[int, int] | None = None
     _abort: "Callable[[Outcome], None] | None" = None
 
     def observe(self, observer: Observer) -> None:
@@ -155,12 +162,22 @@ class Exchange:
     def add_response_header(self, name: str, value: str) -> None:
         """Send ``name: value`` to the caller, in place of any header of that name from upstream.
 
-        Raises RuntimeError once the head has left, ValueError for a name or value no header may have.
+        Raises RuntimeError once the head has left, ValueError for a name or value no header may have, and for the
+        headers of this hop and its framing.
         """
         if self.head_sent:
             raise RuntimeError(f"response header {name!r} added after the head had left")
-        if not name or not name.isascii() or any(c in value for c in "\r\n\0") or any(c in name for c in " \t\r\n:"):
+        try:
+            bad = _TOKEN.fullmatch(name) is None or not is_valid_value(value.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            bad = True
+        if bad:
             raise ValueError(f"not a header: {name!r}")
+        lower = name.lower()
+        if lower.encode() in _FRAMING:
+            raise ValueError(f"the header {name!r} belongs to the connection, not to the response")
+        for known in [known for known in self.added_headers if known.lower() == lower]:
+            del self.added_headers[known]
         self.added_headers[name] = value
 
     def replace_request_body(self, body: bytes) -> None:
@@ -173,9 +190,9 @@ class Exchange:
 
         RuntimeError where no link of the chain declares ``transforms``, or once the head has left.
         """
-        self._transform()
         if self.head_sent:
             raise RuntimeError("a response cannot be transformed after its head has left")
+        self._transform()
         self.transforms = (*self.transforms, transform)
 
     def _transform(self) -> None:
@@ -243,21 +260,30 @@ class Exchange:
         begun = time.perf_counter()
         try:
             method(self, *args)
-        except Exception:
-            self._detach(observer, f"raised in {method.__name__}")
-            _log.exception("observer %s of exchange %s detached: it raised", type(observer).__name__, self.id)
+        except Exception as error:
+            # Without the exception's message: it may quote what passed.
+            where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+            self._detach(observer, f"{type(error).__name__} in {_name_of(method)}", where)
             return
         if time.perf_counter() - begun > OBSERVER_SLOW_SECONDS:
-            self._strike(observer, method.__name__)
+            self._strike(observer, _name_of(method))
 
     def _strike(self, observer: Observer, where: str) -> None:
         strikes = self._strikes = self._strikes or {}
-        strikes[observer] = strikes.get(observer, 0) + 1
-        if strikes[observer] >= OBSERVER_STRIKES:
+        key = id(observer)  # an observer need not be hashable
+        strikes[key] = strikes.get(key, 0) + 1
+        if strikes[key] >= OBSERVER_STRIKES:
             self._detach(observer, f"slow in {where}")
-            _log.error("observer %s of exchange %s detached: slow in %s", type(observer).__name__, self.id, where)
 
-    def _detach(self, observer: Observer, why: str) -> None:
+    def _detach(self, observer: Observer, why: str, trace: str = "") -> None:
         # A new list: the one being walked must stay as it is.
         self._observers = [other for other in self._observers if other is not observer]
-        self.facts.setdefault("detached", []).append(f"{type(observer).__name__}: {why}")  # type: ignore[attr-defined]
+        name = type(observer).__name__
+        reports = self.facts.setdefault("detached", [])
+        if isinstance(reports, list):
+            reports.append(f"{name}: {why}")
+        _log.error("observer %s of exchange %s detached: %s%s", name, self.id, why, f"\n{trace}" if trace else "")
+
+
+def _name_of(method: Callable[..., None]) -> str:
+    return getattr(method, "__name__", "?")
