@@ -51,6 +51,9 @@ class Peer(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=0)
         self._socket = transport.get_extra_info("socket")
         self._tls = transport.get_extra_info("sslcontext") is not None
+        if self._socket is not None and self._socket.family != socket.AF_UNIX:
+            # asyncio does so itself only for sockets whose protocol number was given.
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._signal.notify()
 
     def data_received(self, data: bytes) -> None:
