@@ -98,18 +98,11 @@ def read_keys_file(path: Path) -> tuple[Document, Signature]:
     A file that others may read or write is refused: whoever changes it lets himself in.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        data, status = _read(path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise KeysFileError(f"the keys file {path} cannot be read: {error.strerror}") from None
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        _check_status(path, status)
-        try:
-            data = file.read()
-        except OSError as error:
-            raise KeysFileError(f"the keys file {path} cannot be read: {error.strerror}") from None
     try:
         return _parse(data), signature_of(status)
     except _Malformed as error:
@@ -117,6 +110,18 @@ def read_keys_file(path: Path) -> tuple[Document, Signature]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         why = "it is not the JSON that `kgb keys` writes"
     raise KeysFileError(f"the keys file {path} is damaged: {why}; restore it from a copy")
+
+
+def _read(path: Path) -> tuple[bytes, os.stat_result]:
+    # Non-blocking: a named pipe at this path must not hold up the loop.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        _check_status(path, status)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(), status
+    finally:
+        os.close(fd)
 
 
 def _check_status(path: Path, status: os.stat_result) -> None:

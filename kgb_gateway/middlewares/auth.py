@@ -6,6 +6,7 @@ the keyring's matter; a provider's credential is none of auth's.
 
 import base64
 import binascii
+import re
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote_to_bytes
@@ -31,6 +32,7 @@ KEY_HEADERS = (OWN_HEADER, b"authorization", b"x-api-key", b"x-goog-api-key")
 """Where a key may stand, the first that bears one decides. All but the first may hold a provider's instead."""
 
 _KEY_HEADERS = frozenset(KEY_HEADERS)
+_BEARER = re.compile(rb"(?i)\Abearer[ \t]+")
 _MODES = ("auto", "always", "never")
 _HOW = "send one in x-kgb-key, Authorization: Bearer, x-api-key or x-goog-api-key; `kgb keys create NAME` makes one"
 _SOURCE = "take the provider's credential out of x-kgb-key, or ask whoever runs this gateway for a key"
@@ -153,8 +155,7 @@ class Auth:
 
 def _bare(value: bytes) -> bytes:
     """``value`` without the scheme ``Bearer`` (RFC 6750 section 2.1; RFC 9110 section 11.1: in any case)."""
-    value = value.strip(b" \t")
-    return value[7:].lstrip(b" \t") if value[:7].lower() == b"bearer " else value
+    return _BEARER.sub(b"", value.strip(b" \t"))
 
 
 def _basic(value: bytes) -> bytes:
