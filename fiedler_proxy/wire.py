@@ -26,7 +26,7 @@ from fiedler_proxy.framing import (
     NoBody,
     UntilClose,
 )
-from fiedler_proxy.headers import RawHeaders
+from fiedler_proxy.headers import RawHeaders, connection_options
 
 HEAD_CAP = 256 * 1024
 """Longest response head, in bytes."""
@@ -359,8 +359,12 @@ class UpstreamConnection(asyncio.Protocol):
             message.reason.encode("utf-8", "surrogateescape"),
             headers,
             self._framing(message.code, headers, chunked=bool(message.chunked)),
-            not message.should_close,
+            not message.should_close or self._keeps_alive(message.version, headers),
         )
+
+    def _keeps_alive(self, version: tuple[int, int], headers: RawHeaders) -> bool:
+        """The parser does not know of HEAD: it takes an answer without length for one that ends with the connection."""
+        return self._method == "HEAD" and tuple(version) >= (1, 1) and b"close" not in connection_options(headers)
 
     def _check(self, status: int, version: tuple[int, int]) -> None:
         if tuple(version) not in ((1, 0), (1, 1)):
