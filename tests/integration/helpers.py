@@ -134,9 +134,11 @@ class Serving:
 
     async def settled(self, connections: int) -> None:
         """Wait until ``connections`` connections to the upstream are idle and none is in use."""
-        async with asyncio.timeout(GUARD):
-            while self.pool.idle != connections or self.pool.open != connections:
-                await asyncio.sleep(0)
+        for _ in range(int(GUARD * 1000)):
+            if (self.pool.idle, self.pool.open) == (connections, connections):
+                return
+            await asyncio.sleep(0.001)
+        raise TimeoutError(f"{self.pool.idle} connections are idle of {self.pool.open}; expected {connections}")
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,14 @@
 import pytest
 
 from fiedler_proxy.heads import Announcements
-from fiedler_proxy.testing import ReceivedRequest, ScriptedUpstream, UpstreamConnection, head_bytes, respond, serve_forever
+from fiedler_proxy.testing import (
+    ReceivedRequest,
+    ScriptedUpstream,
+    UpstreamConnection,
+    head_bytes,
+    respond,
+    serve_forever,
+)
 
 from .helpers import relaying
 
@@ -42,7 +49,7 @@ RAW_TARGETS = [
     "/../..",
     "/%2e%2e/",
     "/a+b%20c?q=a+b%20c",
-    "/~user/{}|^`\\\"<>",
+    '/~user/{}|^`\\"<>',
     "/;p=1/a,b;c=d",
     "/%00%zz%",
     "/@user:pw@host/",
@@ -72,8 +79,9 @@ async def test_the_base_path_stands_before_the_raw_target(target: str) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [b"/caf\xe9", b"/caf\xc3\xa9", b"/?q=\xff", b"/a#b", b"/#", b"http://127.0.0.1/#", b"/a?b#c", b"x", b"127.0.0.1:80", b"*", b"?a",
-     b"ftp://127.0.0.1/", b"http://", b"http:///x", b"http://user@127.0.0.1/", b"/a\tb", b"/a\x01b", b"/a\x7fb"],
+    [b"/caf\xe9", b"/caf\xc3\xa9", b"/?q=\xff", b"/a#b", b"/#", b"http://127.0.0.1/#", b"/a?b#c", b"x", b"*", b"?a",
+     b"127.0.0.1:80", b"ftp://127.0.0.1/", b"http://", b"http:///x", b"http://user@127.0.0.1/",
+     b"/a\tb", b"/a\x01b", b"/a\x7fb"],
 )  # fmt: skip
 async def test_trap_bad_targets_get_400_and_reach_no_upstream(target: bytes) -> None:
     async with ScriptedUpstream() as up, relaying(up) as gate, gate.caller() as c:
@@ -118,7 +126,9 @@ async def test_absolute_form_decides_whether_the_host_is_allowed() -> None:
         assert up.connections == []
 
 
-@pytest.mark.parametrize(("target", "sent"), [("*", b"*"), ("http://localhost", b"*"), ("http://localhost/", b"/"), ("/*", b"/*")])
+@pytest.mark.parametrize(
+    ("target", "sent"), [("*", b"*"), ("http://localhost", b"*"), ("http://localhost/", b"/"), ("/*", b"/*")]
+)
 async def test_options_of_the_server_itself(target: str, sent: bytes) -> None:
     async with ScriptedUpstream() as up, relaying(up, base="/base") as gate, gate.caller() as c:
         await c.request("OPTIONS", target)
@@ -126,7 +136,9 @@ async def test_options_of_the_server_itself(target: str, sent: bytes) -> None:
         assert up.requests[0].target == (b"*" if sent == b"*" else b"/base" + sent)
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "QUERY", "PURGE"])
+@pytest.mark.parametrize(
+    "method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "QUERY", "PURGE"]
+)
 async def test_every_method_goes_to_the_upstream(method: str) -> None:
     async with ScriptedUpstream(respond(418, body=b"x")) as up, relaying(up) as gate, gate.caller() as c:
         await c.request(method, "/v1/x")
@@ -152,7 +164,9 @@ async def test_trap_nothing_is_invented_towards_the_upstream() -> None:
         ]
 
 
-@pytest.mark.parametrize("status_line", [b"HTTP/1.1 200 OK", b"HTTP/1.1 200 ", b"HTTP/1.1 299 Fine & caf\xe9", b"HTTP/1.1 529 Overloaded"])
+@pytest.mark.parametrize(
+    "status_line", [b"HTTP/1.1 200 OK", b"HTTP/1.1 200 ", b"HTTP/1.1 299 Fine & caf\xe9", b"HTTP/1.1 529 Overloaded"]
+)
 async def test_trap_content_type_server_and_date_are_not_invented(status_line: bytes) -> None:
     head = head_bytes(status_line, [(b"Content-Length", b"2")])
     async with answering(head, b"{}") as up, relaying(up) as gate, gate.caller() as c:
@@ -297,7 +311,9 @@ async def test_trap_nomination_never_removes_framing_host_or_credentials() -> No
 
 async def test_trap_nomination_never_removes_the_chunked_framing_of_a_request() -> None:
     async with ScriptedUpstream() as up, relaying(up) as gate, gate.caller() as c:
-        await c.post("/", [(b"Connection", b"transfer-encoding"), (b"Transfer-Encoding", b"chunked")], b"3\r\nabc\r\n0\r\n\r\n")
+        await c.post(
+            "/", [(b"Connection", b"transfer-encoding"), (b"Transfer-Encoding", b"chunked")], b"3\r\nabc\r\n0\r\n\r\n"
+        )
         assert (await c.read_response()).status == 200
         assert up.requests[0].headers == [(b"Host", authority(up)), (b"Transfer-Encoding", b"chunked")]
         assert up.requests[0].arrived == b"abc"
@@ -307,7 +323,11 @@ async def test_trap_nomination_never_removes_the_chunked_framing_of_a_request() 
 async def test_trap_nomination_never_removes_the_framing_of_a_response(chunked: bool) -> None:
     nomination = (b"Connection", b"content-length, transfer-encoding, content-type, content-encoding")
     headers = [nomination, (b"Content-Type", b"a/b"), (b"Content-Encoding", b"x")]
-    async with ScriptedUpstream(respond(200, headers, b"abc", chunked=chunked)) as up, relaying(up) as gate, gate.caller() as c:
+    async with (
+        ScriptedUpstream(respond(200, headers, b"abc", chunked=chunked)) as up,
+        relaying(up) as gate,
+        gate.caller() as c,
+    ):
         await c.get("/")
         response = await c.read_response()
         framing = (b"Transfer-Encoding", b"chunked") if chunked else (b"Content-Length", b"3")
@@ -324,7 +344,11 @@ async def test_headers_of_the_gateways_own_stay_here() -> None:
 
 async def test_via_and_forwarded_stand_only_where_configured() -> None:
     say = Announcements(via="kgb", forwarded=True)
-    async with ScriptedUpstream(respond(200, [(b"Via", b"1.1 origin")])) as up, relaying(up, say=say) as gate, gate.caller() as c:
+    async with (
+        ScriptedUpstream(respond(200, [(b"Via", b"1.1 origin")])) as up,
+        relaying(up, say=say) as gate,
+        gate.caller() as c,
+    ):
         await c.get("/", [(b"Via", b"1.0 before"), (b"Forwarded", b"for=192.0.2.1")])
         response = await c.read_response()
         assert up.requests[0].headers == [
@@ -366,7 +390,11 @@ async def test_a_caller_that_asks_to_close_is_told_so_and_the_upstream_is_not() 
 
 
 async def test_trap_header_limits_of_8190_bytes_do_not_bind_the_upstream() -> None:
-    headers = [(b"X-Long", b"v" * 100_000), (b"Content-Length", b"0"), *((b"x-%d" % number, b"v") for number in range(900))]
+    headers = [
+        (b"X-Long", b"v" * 100_000),
+        (b"Content-Length", b"0"),
+        *((b"x-%d" % number, b"v") for number in range(900)),
+    ]
     head = head_bytes(b"HTTP/1.1 200 OK", headers)
     async with answering(head) as up, relaying(up) as gate, gate.caller() as c:
         await c.get("/")
