@@ -5,7 +5,7 @@ Owns the composition of the tested application, nothing else: callers and upstre
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import attrs
 from aiohttp import web
@@ -21,6 +21,7 @@ from fiedler_proxy.server import Handler
 from fiedler_proxy.testing import Address, RawClient, ScriptedUpstream, start_app
 from fiedler_proxy.testing.rendezvous import GUARD, Signal
 from fiedler_proxy.upstream import PoolLimits, Timeouts, parse_upstream
+from fiedler_proxy.wire import UpstreamConnection
 
 SOON = 1.0
 """Seconds within which an upstream must learn that its caller has left: a bound of the contract, used as a guard."""
@@ -28,10 +29,11 @@ SOON = 1.0
 
 @attrs.define(eq=False)
 class Recorder(Observer):
-    """What an observer of one exchange heard. ``calls`` are the method names in order."""
+    """What an observer of one exchange heard. ``calls``: the methods in order; ``transport``: the caller's."""
 
     signal: Signal
-    exchange: Exchange | None = None
+    exchange: Exchange
+    transport: asyncio.Transport
     calls: list[str] = attrs.field(factory=list)
     request_body: bytearray = attrs.field(factory=bytearray, repr=lambda body: f"<{len(body)} bytes>")
     response_body: bytearray = attrs.field(factory=bytearray, repr=lambda body: f"<{len(body)} bytes>")
@@ -58,6 +60,15 @@ class Recorder(Observer):
     def _heard(self, call: str) -> None:
         self.calls.append(call)
         self.signal.notify()
+
+
+async def becomes(condition: Callable[[], bool], what: str) -> None:
+    """Wait until ``condition()`` holds where nobody can say so: for the state of transports and pools."""
+    for _ in range(int(GUARD * 1000)):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError(f"waited {GUARD:g} s for {what}")
 
 
 @attrs.define(eq=False)
@@ -103,7 +114,8 @@ class Recording:
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = request[EXCHANGE]
-        recorder = Recorder(self.records.signal, exchange)
+        assert request.transport is not None
+        recorder = Recorder(self.records.signal, exchange, request.transport)
         self.records.all.append(recorder)
         exchange.observe(recorder)
         self.records.signal.notify()
@@ -134,11 +146,13 @@ class Serving:
 
     async def settled(self, connections: int) -> None:
         """Wait until ``connections`` connections to the upstream are idle and none is in use."""
-        for _ in range(int(GUARD * 1000)):
-            if (self.pool.idle, self.pool.open) == (connections, connections):
-                return
-            await asyncio.sleep(0.001)
-        raise TimeoutError(f"{self.pool.idle} connections are idle of {self.pool.open}; expected {connections}")
+        both = (connections, connections)
+        await becomes(lambda: (self.pool.idle, self.pool.open) == both, f"{connections} idle connections and no other")
+
+    @property
+    def upstream_connections(self) -> list[UpstreamConnection]:
+        """The gateway's ends of its connections to the upstream."""
+        return list(self.pool._connections)
 
 
 @contextlib.asynccontextmanager
