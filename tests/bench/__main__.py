@@ -23,10 +23,14 @@ GATEWAY = "kgb"
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     found.add_argument("--quick", action="store_true", help="one short round: says that it works, not how fast")
-    found.add_argument("--only", action="append", metavar="NAME", help=f"scenarios: {', '.join(one.name for one in SCENARIOS)}")
+    found.add_argument(
+        "--only", action="append", metavar="NAME", help=f"scenarios: {', '.join(one.name for one in SCENARIOS)}"
+    )
     found.add_argument("--servers", metavar="NAMES", help=f"comma-separated, of {', '.join(SERVERS)}")
     found.add_argument("--rounds", type=int, metavar="N", help="rounds, interleaved over the servers (5; 1 when quick)")
-    found.add_argument("--repeats", type=int, default=2, metavar="N", help="further tries of a disturbed measurement (2)")
+    found.add_argument(
+        "--repeats", type=int, default=2, metavar="N", help="further tries of a disturbed measurement (2)"
+    )
     found.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     found.add_argument("--no-wrk", action="store_true", help="make all load with the bench's own generator")
     found.add_argument("--check", action="store_true", help="exit status 1 when a target is missed")
@@ -104,7 +108,9 @@ def show(bench: Bench, rows: list[Row], about: dict[str, str], arguments: argpar
     for name, reason in bench.skipped.items():
         print(f"skipped {name}: {reason}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(document(rows, bench.names, bench.cells, about), indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(
+            json.dumps(document(rows, bench.names, bench.cells, about), indent=1) + "\n", encoding="utf-8"
+        )
     missed = misses(rows, bench.cells, GATEWAY) if arguments.check else []
     for line in missed:
         print(f"MISSED {line}")

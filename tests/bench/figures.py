@@ -20,8 +20,8 @@ class Row:
     name: str
     title: str
     unit: str
-    more: bool
     key: str
+    more: bool
     added: bool = False
     bound: bool = False
     alone: bool = False
@@ -57,8 +57,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         {"mode": "closed", "target": "/json", "connections": 64, "body": 300},
         (3.0, 1.0),
         (
-            Row("json_64", "small JSON, 64 connections", "requests/s", True, "rate", bound=True),
-            Row("json_64_cpu", "small JSON, 64 connections: CPU", "us/request", False, "cpu", alone=True),
+            Row("json_64", "small JSON, 64 connections", "requests/s", "rate", more=True, bound=True),
+            Row("json_64_cpu", "small JSON, 64 connections: CPU", "us/request", "cpu", more=False, alone=True),
         ),
         wrk=True,
     ),
@@ -66,62 +66,62 @@ SCENARIOS: tuple[Scenario, ...] = (
         "json_1",
         {"mode": "latency", "target": "/json", "body": 300},
         (2.0, 0.7),
-        (Row("json_1", "small JSON, one connection, added p50", "ms", False, "p50", added=True),),
+        (Row("json_1", "small JSON, one connection, added p50", "ms", "p50", more=False, added=True),),
     ),
     Scenario(
         "first_byte",
         {"mode": "latency", "target": "/stream?count=2&gap=2", "body": 300},
         (3.0, 1.0),
         (
-            Row("first_byte_p50", "first byte of a stream, added p50", "ms", False, "p50", added=True),
-            Row("first_byte_p99", "first byte of a stream, added p99", "ms", False, "p99", added=True),
+            Row("first_byte_p50", "first byte of a stream, added p50", "ms", "p50", more=False, added=True),
+            Row("first_byte_p99", "first byte of a stream, added p99", "ms", "p99", more=False, added=True),
         ),
     ),
     Scenario(
         "streams_200",
         {"mode": "streams", "target": "/stream?gap=20", "connections": 200, "body": 300},
         (4.0, 1.5),
-        (Row("event_cpu", "200 streams, an event each 20 ms: CPU", "us/event", False, "cpu", alone=True),),
+        (Row("event_cpu", "200 streams, an event each 20 ms: CPU", "us/event", "cpu", more=False, alone=True),),
     ),
     Scenario(
         "streams_1000",
         {"mode": "streams", "target": "/stream?gap=20", "connections": 1000, "body": 300},
         (4.0, 1.5),
         (
-            Row("events_1000", "1,000 streams, 50,000 events/s offered", "events/s", True, "rate", bound=True),
-            Row("event_cpu_1000", "1,000 streams, an event each 20 ms: CPU", "us/event", False, "cpu", alone=True),
+            Row("events_1000", "1,000 streams, 50,000 events/s offered", "events/s", "rate", more=True, bound=True),
+            Row("event_cpu_1000", "1,000 streams, an event each 20 ms: CPU", "us/event", "cpu", more=False, alone=True),
         ),
     ),
     Scenario(
         "memory",
         {"mode": "streams", "target": "/stream?gap=500", "connections": 1000, "body": 300, "warm": 1.0},
         (0.5, 0.2),
-        (Row("memory_1000", "memory per 1,000 open streams", "MB", False, "memory", alone=True),),
+        (Row("memory_1000", "memory per 1,000 open streams", "MB", "memory", more=False, alone=True),),
         fresh=True,
     ),
     Scenario(
         "up",
         {"mode": "bulk", "target": "/json", "body": MEGABYTES_10},
         (2.0, 0.7),
-        (Row("up", "10 MB up", "MB/s", True, "rate", bound=True),),
+        (Row("up", "10 MB up", "MB/s", "rate", more=True, bound=True),),
     ),
     Scenario(
         "down",
         {"mode": "bulk", "target": f"/bytes?size={MEGABYTES_10}"},
         (2.0, 0.7),
-        (Row("down", "10 MB down", "MB/s", True, "rate", bound=True),),
+        (Row("down", "10 MB down", "MB/s", "rate", more=True, bound=True),),
     ),
     Scenario(
         "agent",
         {"mode": "closed", "target": "/stream?count=10&gap=1", "connections": 64, "body": 1_000_000},
         (3.0, 1.0),
-        (Row("agent", "1 MB agent body, 10 events back", "requests/s", True, "rate", bound=True),),
+        (Row("agent", "1 MB agent body, 10 events back", "requests/s", "rate", more=True, bound=True),),
     ),
     Scenario(
         "start",
         {"mode": "start"},
         (0.0, 0.0),
-        (Row("start", "start to first answer", "s", False, "start", alone=True),),
+        (Row("start", "start to first answer", "s", "start", more=False, alone=True),),
         fresh=True,
         default=False,
     ),

@@ -4,6 +4,7 @@ It owns the caller's side of every figure. ``python -m tests.bench.load '<spec a
 lean (no HTTP library, no event loop framework), and every loop in it is bounded in count and in time.
 """
 
+import contextlib
 import json
 import re
 import select
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.bench import proc
-from tests.bench.upstream import EVENT_MARK, LAST_CHUNK
+from tests.bench.upstream import EVENT_MARK, LAST_CHUNK, SEND_BUFFER
 
 Spec = dict[str, Any]
 Result = dict[str, float]
 TIMEOUT = 20
+_DISCARD = bytearray(1 << 20)
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d\d\d)")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -90,6 +92,7 @@ def connect(spec: Spec, blocking: bool = True) -> socket.socket:
     """A socket to the server under test; a blocking one times out in the kernel, which saves a call per read."""
     sock = socket.create_connection(("127.0.0.1", int(spec["port"])), timeout=TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     sock.setblocking(blocking)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", TIMEOUT, 0))
@@ -111,46 +114,51 @@ def until(seconds: float) -> Iterator[float]:
 
 def latency(spec: Spec) -> Result:
     """One connection, one request after the other: milliseconds to the first byte of the body (of the first event)."""
-    sock, wire, answer = connect(spec), request(spec), Answer()
+    wire, answer = request(spec), Answer()
     times: list[float] = []
-    for _ in until(float(spec["seconds"])):
-        answer.reset()
-        first = 0.0
-        start = time.perf_counter()
-        sock.sendall(wire)
-        done = False
-        while not done:
-            data = sock.recv(65536)
-            if not data:
-                raise LoadError("the server closed the connection")
-            done = answer.feed(data)
-            first = first or (time.perf_counter() if answer.body else 0.0)
-        times.append((first - start) * 1000)
+    with connect(spec) as sock:
+        for _ in until(float(spec["seconds"])):
+            answer.reset()
+            first = 0.0
+            start = time.perf_counter()
+            sock.sendall(wire)
+            done = False
+            while not done:
+                data = sock.recv(65536)
+                if not data:
+                    raise LoadError("the server closed the connection")
+                done = answer.feed(data)
+                first = first or (time.perf_counter() if answer.body else 0.0)
+            times.append((first - start) * 1000)
     times = times[min(20, len(times) // 5) :]
     return {"count": len(times), "p50": statistics.median(times), "p99": percentile(times, 0.99)}
 
 
 def bulk(spec: Spec) -> Result:
     """One connection, big bodies one after the other: MB/s (10^6 bytes) of the larger direction."""
-    sock, wire, answer = connect(spec), request(spec), Answer()
-    buffer = bytearray(1 << 20)
+    wire = request(spec)
     rates: list[float] = []
-    for _ in until(float(spec["seconds"])):
-        answer.reset()
-        start = time.perf_counter()
-        sock.sendall(wire)
-        done = False
-        while not done:
-            # of a known length the kernel drops what nobody will look at
-            size = sock.recv_into(buffer, 0, socket.MSG_TRUNC if (answer.left or 0) > 0 else 0)
-            if answer.left is None:
-                done = answer.feed(bytes(buffer[:size]))
-            else:
-                done = answer.skip(size, bytes(buffer[max(0, size - 5) : size]))
-            if not size:
-                raise LoadError("the server closed the connection")
-        rates.append(max(len(wire), answer.body) / (time.perf_counter() - start) / 1e6)
+    with connect(spec) as sock:
+        for _ in until(float(spec["seconds"])):
+            start = time.perf_counter()
+            sock.sendall(wire)
+            rates.append(max(len(wire), drain(sock)) / (time.perf_counter() - start) / 1e6)
     return {"count": len(rates), "rate": statistics.median(rates[min(2, len(rates) - 1) :])}
+
+
+def drain(sock: socket.socket) -> int:
+    """Read one response to its end and drop it; the size of its body."""
+    answer, done = Answer(), False
+    while not done:
+        # of a known length the kernel drops what nobody will look at
+        size = sock.recv_into(_DISCARD, 0, socket.MSG_TRUNC if (answer.left or 0) > 0 else 0)
+        if not size:
+            raise LoadError("the server closed the connection")
+        if answer.left is None:
+            done = answer.feed(bytes(_DISCARD[:size]))
+        else:
+            done = answer.skip(size, bytes(_DISCARD[max(0, size - 5) : size]))
+    return answer.body
 
 
 class Caller:
@@ -188,10 +196,8 @@ class Crowd:
         self.push(caller)
 
     def push(self, caller: Caller) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             caller.pending = caller.pending[caller.sock.send(caller.pending) :]
-        except BlockingIOError:
-            pass
         if bool(caller.pending) != caller.blocked:
             caller.blocked = not caller.blocked
             self.poll.modify(caller.sock, select.EPOLLIN | (select.EPOLLOUT if caller.blocked else 0))
@@ -212,22 +218,21 @@ class Crowd:
 
 def closed(spec: Spec) -> Result:
     """``connections`` kept alive, each asking again as soon as it is answered: requests/s after a warm-up."""
-    crowd, warm = Crowd(spec), float(spec.get("warm", 0.3))
-    for _ in range(int(spec["connections"])):
-        crowd.open()
+    warm, total = float(spec.get("warm", 0.3)), 0
     times: list[float] = []
-    total = 0
-    for passed in until(float(spec["seconds"]) + warm):
-        for caller, _fd in crowd.ready(0.1):
-            data = caller.sock.recv(65536)
-            if not data:
-                raise LoadError("the server closed a connection")
-            if caller.answer.feed(data):
-                total += 1
-                if passed > warm:
-                    times.append((time.perf_counter() - caller.sent) * 1000)
-                crowd.ask(caller)
-    crowd.close()
+    with contextlib.closing(Crowd(spec)) as crowd:
+        for _ in range(int(spec["connections"])):
+            crowd.open()
+        for passed in until(float(spec["seconds"]) + warm):
+            for caller, _fd in crowd.ready(0.1):
+                data = caller.sock.recv(65536)
+                if not data:
+                    raise LoadError("the server closed a connection")
+                if caller.answer.feed(data):
+                    total += 1
+                    if passed > warm:
+                        times.append((time.perf_counter() - caller.sent) * 1000)
+                    crowd.ask(caller)
     return {
         "count": len(times),
         "total": total,
@@ -279,7 +284,7 @@ class Streams:
         """All streams have sent their first event when this returns; LoadError when that takes too long."""
         for _ in until(3 * TIMEOUT):
             callers = len(self.crowd.callers)
-            if self.begun == self.wanted:
+            if self.begun + self.broken >= self.wanted:
                 return
             if callers < self.wanted and callers - self.begun - self.broken < self.OUTSTANDING:
                 self.crowd.open()
@@ -291,22 +296,25 @@ class Streams:
             self.turn(0.05)
 
 
+def _watched(spec: Spec) -> list[int]:
+    return proc.tree(int(spec["proxy"])) if spec.get("proxy") else []
+
+
 def streams(spec: Spec) -> Result:
     """Events/s, CPU of the watched processes per event and their memory before and after the streams were opened."""
-    proxy = proc.tree(int(spec["proxy"])) if spec.get("proxy") else []
     far = [int(spec["upstream"])]
-    before = proc.memory(proxy)
+    before = proc.memory(_watched(spec))
     crowd = Streams(spec)
-    crowd.open()
-    crowd.run(float(spec.get("warm", 0.5)))
-    crowd.events = 0
-    proxy = proc.tree(int(spec["proxy"])) if spec.get("proxy") else []
-    start, used, far_used, own = time.perf_counter(), proc.Usage.of(proxy), proc.Usage.of(far), time.process_time()
-    crowd.run(float(spec["seconds"]))
-    seconds = time.perf_counter() - start
-    cpu, generator = proc.Usage.of(proxy).since(used), proc.Usage.of(far).since(far_used) + time.process_time() - own
-    after = proc.memory(proxy)
-    crowd.crowd.close()
+    with contextlib.closing(crowd.crowd):
+        crowd.open()
+        crowd.run(float(spec.get("warm", 0.5)))
+        crowd.events = 0
+        proxy = _watched(spec)
+        start, used, far_used, own = time.perf_counter(), proc.Usage.of(proxy), proc.Usage.of(far), time.process_time()
+        crowd.run(float(spec["seconds"]))
+        seconds, cpu = time.perf_counter() - start, proc.Usage.of(proxy).since(used)
+        generator = proc.Usage.of(far).since(far_used) + time.process_time() - own
+        after = proc.memory(proxy)
     if crowd.broken:
         raise LoadError(f"{crowd.broken} of {crowd.wanted} streams broke")
     return {

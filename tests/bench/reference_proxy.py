@@ -11,6 +11,11 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+try:
+    import uvloop
+except ImportError:
+    uvloop = None  # type: ignore[assignment]
+
 SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
 UPSTREAM = web.AppKey("UPSTREAM", str)
 HOP_BY_HOP = ("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection")
@@ -51,17 +56,12 @@ async def session(app: web.Application) -> AsyncIterator[None]:
 
 
 def main() -> None:
-    try:
-        import uvloop
-    except ImportError:
-        pass
-    else:
-        uvloop.install()
     app = web.Application(client_max_size=0)
     app[UPSTREAM] = f"http://127.0.0.1:{sys.argv[2]}"
     app.cleanup_ctx.append(session)
     app.router.add_route("*", "/{path:.*}", relay)
-    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=lambda *_: None)
+    loop = uvloop.new_event_loop() if uvloop else None
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=lambda *_: None, loop=loop)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,47 @@ YARDSTICKS = ("nginx", "reference")
 
 @attrs.define
 class Cell:
-    """One row of one server: a value a round, and what was odd."""
+    """One row of one server: a value a round, and what was odd. The median leaves disturbed rounds out while quiet ones exist."""
 
     values: list[float] = attrs.Factory(list)
     notes: list[str] = attrs.Factory(list)
     repeated: int = 0
-    disturbed: int = 0
+    quiet: list[float] = attrs.Factory(list)
     last_disturbance: str = ""
+    bound: list[float] = attrs.Factory(
+        list
+    )  # rounds in which direct was below twice the value: the busy share of the proxy
 
     @property
     def median(self) -> float:
-        return statistics.median(self.values) if self.values else float("nan")
+        return statistics.median(self.quiet or self.values) if self.values else float("nan")
+
+    @property
+    def disturbed(self) -> int:
+        return len(self.values) - len(self.quiet)
+
+    def enter(self, value: float, disturbance: str) -> None:
+        """A round's value; ``disturbance`` is "" for a quiet one."""
+        self.values.append(value)
+        if disturbance:
+            self.last_disturbance = disturbance
+        else:
+            self.quiet.append(value)
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+    def remarks(self) -> list[str]:
+        """The notes, and in words what is counted."""
+        found = list(self.notes)
+        if self.bound:
+            found.append(
+                f"generator-bound: direct is below twice this (proxy {statistics.median(self.bound):.0%} busy)"
+            )
+        if self.disturbed:
+            found.append(f"{self.disturbed} of {len(self.values)} rounds disturbed ({self.last_disturbance})")
+        return found
 
 
 Cells = dict[tuple[str, str], Cell]
@@ -60,10 +86,7 @@ def table(rows: Sequence[Row], servers: Sequence[str], cells: Cells) -> str:
                 continue
             spread = f"{number(min(cell.values))} .. {number(max(cell.values))}" if cell.values else "-"
             ratios = [number(ratio(cells, row, server, yardstick)) for yardstick in YARDSTICKS]
-            notes = list(cell.notes)
-            if cell.disturbed:
-                notes.append(f"{cell.disturbed} of {len(cell.values)} rounds disturbed ({cell.last_disturbance})")
-            lines.append((title, server, number(cell.median), spread, *ratios, "; ".join(notes)))
+            lines.append((title, server, number(cell.median), spread, *ratios, "; ".join(cell.remarks())))
             title = ""
     return columns(lines)
 
@@ -74,7 +97,10 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
     left = (0, 1, len(widths) - 1)
 
     def render(line: Sequence[str]) -> str:
-        texts = (f"{text:<{w}}" if at in left else f"{text:>{w}}" for at, (text, w) in enumerate(zip(line, widths, strict=True)))
+        texts = (
+            f"{text:<{w}}" if at in left else f"{text:>{w}}"
+            for at, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
         return "  ".join(texts).rstrip()
 
     rendered = [render(line) for line in lines]
@@ -96,7 +122,7 @@ def document(rows: Sequence[Row], servers: Sequence[str], cells: Cells, machine:
                     "rounds": cell.values,
                     "repeated": cell.repeated,
                     "disturbed": cell.disturbed,
-                    "notes": cell.notes,
+                    "notes": cell.remarks(),
                     **{f"vs_{other}": _finite(ratio(cells, row, name, other)) for other in YARDSTICKS},
                 }
                 for name, cell in measured.items()

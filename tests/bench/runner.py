@@ -221,10 +221,7 @@ class Bench:
             cell.note("failed: direct was not measured")
             return
         value = row.value(result, {row.key: 0.0} if name == "direct" else direct)
-        cell.values.append(value)
+        cell.enter(value, str(verdict) if verdict.disturbed else "")
         cell.repeated += tries - 1
-        if verdict.disturbed:
-            cell.disturbed += 1
-            cell.last_disturbance = str(verdict)
         if name != "direct" and row.generator_bound(value, direct):
-            cell.note(f"generator-bound: direct is below twice this (proxy {result.get('busy', 0.0):.0%} busy)")
+            cell.bound.append(result.get("busy", 0.0))

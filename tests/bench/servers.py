@@ -130,7 +130,7 @@ http {{
 
 
 def nginx(place: Place) -> Command:
-    """nginx streaming both ways, one worker, with its usual access log."""
+    """Run nginx, streaming both ways, one worker, with its usual access log."""
     found = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if not found:
         raise Missing("nginx is not on PATH")
