@@ -14,7 +14,16 @@ import time
 from pathlib import Path
 
 from kgb_gateway.caller import Caller
-from kgb_gateway.keys_file import TOKEN, TOKEN_MARK, Document, Key, KeysFileError, Signature, read_keys_file, signature_of
+from kgb_gateway.keys_file import (
+    TOKEN,
+    TOKEN_MARK,
+    Document,
+    Key,
+    KeysFileError,
+    Signature,
+    read_keys_file,
+    signature_of,
+)
 
 _NO_DIGEST = bytes(32)  # no HMAC-SHA256 anybody could find
 

@@ -65,7 +65,9 @@ def rotate_key(path: Path, name_or_id: str, *, grace: float = 0.0) -> tuple[Key,
             raise KeysFileError(f"the key {old.name!r} is {state}; revoke it and create a new one")
         token = _new_token(old.id)
         end = now + grace
-        past = (attrs.evolve(entry, until=end if entry.until is None else min(entry.until, end)) for entry in old.hashes)
+        past = (
+            attrs.evolve(entry, until=end if entry.until is None else min(entry.until, end)) for entry in old.hashes
+        )
         key = attrs.evolve(old, hashes=(Hash(document.digest(token.encode())), *past)[: PAST_HASHES + 1])
         return _replace(document, key), (key, token)
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 LINGER = 0.05
-"""Seconds that a first line waits for company: one wake-up of the thread serves many exchanges."""
+"""Seconds that a first line waits for company, unless the queue is half full: one wake-up of the thread serves many
+exchanges."""
 
 SLICE = 16
 """Lines rendered at a stretch; between two slices the interpreter is free for the loop."""
@@ -57,6 +58,7 @@ class LogWriter(Generic[_Item]):
         self._noted = 0
         self._sleeping = False
         self._wake = threading.Event()
+        self._hurry = threading.Event()
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._thread: threading.Thread | None = None
@@ -69,10 +71,13 @@ class LogWriter(Generic[_Item]):
 
     def put(self, item: _Item) -> None:
         """Queue ``item``; never waits, and drops it when ``max_pending`` are waiting already."""
-        if len(self._pending) >= self._max_pending:
+        waiting = len(self._pending)
+        if waiting >= self._max_pending:
             self._overflowed += 1
             return
         self._pending.append(item)
+        if waiting == self._max_pending // 2:
+            self._hurry.set()
         if self._sleeping:
             self._sleeping = False
             self._wake.set()
@@ -83,13 +88,15 @@ class LogWriter(Generic[_Item]):
         self._thread = threading.Thread(target=self._run, name="kgb-log", daemon=True)
         self._thread.start()
 
-    def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Write what is pending, for up to ``seconds``, and end the thread; the calling thread waits meanwhile.
+    def stop(self, seconds: float | None = None) -> None:
+        """Write what is pending, for up to ``seconds`` (STOP_SECONDS), and end the thread; the caller waits meanwhile.
 
         A thread that hangs in the kernel is left behind: it is a daemon and holds nothing up.
         """
+        seconds = STOP_SECONDS if seconds is None else seconds
         self._deadline = time.monotonic() + seconds
         self._stopping.set()
+        self._hurry.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds + 4 * _POLL_SECONDS)
@@ -113,7 +120,9 @@ class LogWriter(Generic[_Item]):
             self._wake.wait()
         self._sleeping = False
         self._wake.clear()
-        self._stopping.wait(LINGER)
+        self._hurry.wait(LINGER)
+        if not self._stopping.is_set():
+            self._hurry.clear()
 
     def _drain(self) -> None:
         self._sink.follow()

@@ -206,7 +206,12 @@ class TestWhoGetsIn:
     async def test_a_helper_that_sends_the_key_twice_leaves_no_trace(self, path: Path) -> None:
         _, token = create_key(path, "alice")
         async with house(Auth(str(path))) as there:
-            headers = [("Authorization", f"Bearer {token}"), ("x-api-key", token), ("X-Other", "kept"), ("x-other", "too")]
+            headers = [
+                ("Authorization", f"Bearer {token}"),
+                ("x-api-key", token),
+                ("X-Other", "kept"),
+                ("x-other", "too"),
+            ]
             assert (await there.ask(headers)).status == 200
             (request,) = there.upstream.requests
             assert token.encode() not in request.raw_head
@@ -214,7 +219,9 @@ class TestWhoGetsIn:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("value", ["", "sk-ant-provider", "Bearer", "kgb_0000000000_" + "a" * 43, "kgb_short", "Basic eA=="])
+    @pytest.mark.parametrize(
+        "value", ["", "sk-ant-provider", "Bearer", "kgb_0000000000_" + "a" * 43, "kgb_short", "Basic eA=="]
+    )
     async def test_an_invalid_x_kgb_key_never_falls_back(self, path: Path, value: str) -> None:
         _, token = create_key(path, "alice")
         async with house(Auth(str(path))) as there:
@@ -462,7 +469,9 @@ async def test_no_combination_of_headers_smuggles_a_key_upstream(
         decoded = base64.b64decode(value[6:]) if value.startswith(b"Basic ") and key == b"Authorization" else b""
         assert not any(token in value or token in decoded for token in ours)
     # And nothing else is lost.
-    kept = [pair for pair in headers if not any(token in pair[1] for token in ours) and not pair[1].startswith(b"Basic")]
+    kept = [
+        pair for pair in headers if not any(token in pair[1] for token in ours) and not pair[1].startswith(b"Basic")
+    ]
     assert [pair for pair in forwarded.request_headers if not pair[1].startswith(b"Basic")] == [
         pair for pair in kept if pair[0].lower() != b"x-kgb-key"
     ]

@@ -70,7 +70,9 @@ def test_a_path_scope_covers_nothing_else(path: str) -> None:
     assert not may(path, "path:/v1/messages")
 
 
-segments = st.sampled_from(["v1", "messages", "files", "..", ".", "", "%2e%2e", "%2E", "..%2f", "a", "%252e%252e", "..;x"])
+segments = st.sampled_from(
+    ["v1", "messages", "files", "..", ".", "", "%2e%2e", "%2E", "..%2f", "a", "%252e%252e", "..;x"]
+)
 
 
 @given(st.lists(segments, max_size=8))

@@ -32,7 +32,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     create.add_argument(
         "--scope", action="append", default=[], metavar="S", help="path:/PREFIX, may be repeated; none: everything"
     )
-    create.add_argument("--expires", metavar="WHEN", help="90d, 12h, ... from now, or an ISO date (UTC); default: never")
+    create.add_argument(
+        "--expires", metavar="WHEN", help="90d, 12h, ... from now, or an ISO date (UTC); default: never"
+    )
     _command(commands, "list", "show the keys, never their tokens", _list)
     rotate = _command(commands, "rotate", "give a key a new token and print it, once", _rotate)
     rotate.add_argument("name", metavar="NAME|ID")
@@ -123,7 +125,9 @@ def _create(args: argparse.Namespace, path: Path) -> int:
     _show_token(args, path, key, token)
     _say(f"made the key {key.name!r} in {path}; its token is shown this once")
     if is_first:
-        _say("from now on a gateway with this keys file asks every caller for a key, unless auth.required says otherwise")
+        _say(
+            "from now on a gateway with this keys file asks every caller for a key, unless auth.required says otherwise"
+        )
     return 0
 
 
