@@ -44,16 +44,20 @@ class Notebook(Observer):
 
 
 class Failing(Observer):
-    """Raises in the method it is told to."""
+    """Raises in the method it is told to; ``calls`` counts how often."""
 
-    def __init__(self, where: str, error: Exception) -> None:
+    def __init__(self, error: Exception) -> None:
         self.calls = 0
-        setattr(self, where, self._raise)
-        self._error = error
+        self.error = error
 
-    def _raise(self, *args: object) -> None:
+
+def failing(where: str, error: Exception) -> Failing:
+    def fail(self: Failing, *args: object) -> None:
         self.calls += 1
-        raise self._error
+        raise self.error
+
+    kind: type[Failing] = type("FailingOnce", (Failing,), {where: fail})
+    return kind(error)
 
 
 def tell_everything(exchange: Exchange) -> None:
@@ -118,36 +122,32 @@ class TestObservers:
     def test_one_that_raises_is_detached_and_reported_and_the_others_go_on(
         self, exchange: Exchange, where: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        failing, before, after = (
-            Failing(where, RuntimeError("s3cret from the body")),
-            Notebook(),
-            Notebook(),
-        )
-        for observer in (before, failing, after):
+        bad, before, after = failing(where, RuntimeError("s3cret from the body")), Notebook(), Notebook()
+        for observer in (before, bad, after):
             exchange.observe(observer)
         tell_everything(exchange)
         tell_everything(exchange)
-        assert failing.calls == 1
+        assert bad.calls == 1
         assert before.heard[:6] == after.heard[:6] == EVERYTHING
-        assert exchange.facts["detached"] == ["Failing: RuntimeError in _raise"]
+        assert exchange.facts["detached"] == ["FailingOnce: RuntimeError in fail"]
         assert exchange.outcome is Outcome.COMPLETED
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
-        assert "observer Failing of exchange id-1 detached" in record.getMessage()
+        assert "observer FailingOnce of exchange id-1 detached" in record.getMessage()
         assert "test_exchange.py" in record.getMessage()
 
     def test_what_an_observers_exception_says_is_not_logged(
         self, exchange: Exchange, caplog: pytest.LogCaptureFixture
     ) -> None:
         """It may quote what passed."""
-        exchange.observe(Failing("response_bytes", ValueError("s3cret")))
+        exchange.observe(failing("response_bytes", ValueError("s3cret")))
         exchange.tell_response_bytes(b"s3cret")
         assert caplog.records
         assert "s3cret" not in caplog.text
 
     def test_a_report_never_breaks_the_exchange(self, exchange: Exchange) -> None:
         exchange.facts["detached"] = "an author's own word"
-        exchange.observe(Failing("request_head", RuntimeError()))
+        exchange.observe(failing("request_head", RuntimeError()))
         exchange.tell_request_head()
         assert exchange.facts["detached"] == "an author's own word"
 
