@@ -684,6 +684,14 @@ class TestTransports:
                     await c.read_body()
                 assert broken.value.reset
 
+    async def test_a_chosen_source_port(self, echo: ScriptedUpstream) -> None:
+        async with ScriptedUpstream() as other, RawClient(other.host, other.port) as holder:
+            try:
+                async with RawClient(echo.host, echo.port, source_port=holder.local_port) as c:
+                    assert c.local_port == holder.local_port
+            except OSError as error:
+                pytest.skip(f"this system cannot choose a port that is in use: {error}")
+
     async def test_another_http_client_understands_the_upstream(self, echo: ScriptedUpstream) -> None:
         async with ClientSession(connector=TCPConnector()) as session:
             async with session.post(echo.url, data=b"x" * 100_000) as response:

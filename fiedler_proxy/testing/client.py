@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl as tls
+import struct
 from collections import deque
 from types import TracebackType
 from typing import Self
@@ -26,6 +27,9 @@ from fiedler_proxy.testing.messages import (
 from fiedler_proxy.testing.peer import Peer
 from fiedler_proxy.testing.rendezvous import GUARD
 
+IP_LOCAL_PORT_RANGE = 51
+"""Linux's socket option (ip(7)); Python does not name it."""
+
 
 @attrs.define(eq=False)
 class ReceivedResponse(Message):
@@ -44,7 +48,9 @@ class RawClient:
     """A caller on one raw connection; an async context manager that closes it at the end.
 
     ``host`` and ``port``, or ``unix`` with the path of a socket. ``ssl``: speak TLS, to ``server_name``.
-    ``receive_buffer``: SO_RCVBUF in bytes, small to feel backpressure soon. ``guard``: seconds without any byte after
+    ``receive_buffer``: SO_RCVBUF in bytes, small to feel backpressure soon. ``source_port``:
+    leave from this port, although another connection to elsewhere may hold it (Linux 6.3; OSError where the system
+    cannot). ``guard``: seconds without any byte after
     which a read is given up with TimeoutError; it keeps tests from hanging and measures nothing.
     """
 
@@ -57,6 +63,7 @@ class RawClient:
         ssl: tls.SSLContext | None = None,
         server_name: str | None = None,
         receive_buffer: int | None = None,
+        source_port: int | None = None,
         guard: float | None = GUARD,
     ) -> None:
         self.host = host
@@ -65,6 +72,7 @@ class RawClient:
         self._ssl = ssl
         self._server_name = server_name or (host if ssl else None)
         self._receive_buffer = receive_buffer
+        self._source_port = source_port
         self._methods: deque[str] = deque()
         self._body: BodyReader | None = None
         self.peer = Peer(guard)
@@ -77,6 +85,9 @@ class RawClient:
             sock.setblocking(False)
             if self._receive_buffer is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+            if self._source_port is not None:
+                only = self._source_port << 16 | self._source_port
+                sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", only))
             await loop.sock_connect(sock, self._unix or (self.host, self.port))
             connect = loop.create_unix_connection if self._unix else loop.create_connection
             await connect(lambda: self.peer, sock=sock, ssl=self._ssl, server_hostname=self._server_name)

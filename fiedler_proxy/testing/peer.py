@@ -48,9 +48,10 @@ class Peer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=0)
         self._socket = transport.get_extra_info("socket")
         self._tls = transport.get_extra_info("sslcontext") is not None
+        # Plain transports pause above the mark, asyncio's TLS at it: 0 would pause an empty one for ever.
+        self._transport.set_write_buffer_limits(high=1 if self._tls else 0, low=0)
         if self._socket is not None and self._socket.family != socket.AF_UNIX:
             # asyncio does so itself only for sockets whose protocol number was given.
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

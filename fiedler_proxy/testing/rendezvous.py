@@ -51,6 +51,7 @@ class Rendezvous:
 
         points = Rendezvous()
 
+
         async def script(conn):
             await conn.request()
             await conn.send_head(200, [(b"Transfer-Encoding", b"chunked")])
