@@ -337,6 +337,8 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | text | raw | 
 
 
 @example("/\n{}", "GET", "", b"", b"", {})
+@example("/\x7f", "\x7f", "\x7f", b"\x7f\xff", b"\x7f", {"\x7f": "\x7f"})
+@example('","status":200', '"', "\\", b"\r\n", b"\x00", {'"': float("nan")})
 @given(text, text, text, raw, raw, st.dictionaries(text, values, max_size=4))
 def test_a_line_is_always_one_json_line_that_says_what_happened(
     path: str, method: str, caller: str, session: bytes, upstream_id: bytes, facts: dict[str, object]

@@ -217,6 +217,23 @@ class TestWhoGetsIn:
             assert token.encode() not in request.raw_head
             assert request.all(b"x-other") == [b"kept", b"too"]
 
+    @pytest.mark.parametrize("userinfo", ["{}", "{}:", ":{}", "user:{}"])
+    async def test_a_key_in_basic_credentials_lets_nobody_in_and_goes_nowhere(self, path: Path, userinfo: str) -> None:
+        _, token = create_key(path, "alice")
+        encoded = base64.b64encode(userinfo.format(token).encode()).decode()
+        for credentials in (f"Basic {encoded}", f"basic  {encoded.rstrip('=')}"):
+            async with house(Auth(str(path))) as there:
+                assert await there.code([("Authorization", credentials)]) == "missing_key"
+                assert (await there.ask([("x-kgb-key", token), ("Authorization", credentials)])).status == 200
+                assert there.upstream.requests[0].header("authorization") is None
+
+    async def test_other_basic_credentials_pass(self, path: Path) -> None:
+        _, token = create_key(path, "alice")
+        async with house(Auth(str(path))) as there:
+            for credentials in ("Basic dXNlcjpwYXNz", "Basic !", "Basic"):
+                await there.ask([("x-kgb-key", token), ("Authorization", credentials)])
+                assert there.upstream.requests[-1].header("authorization") == credentials.encode()
+
 
 class TestRefusals:
     @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def _scalar(value: object) -> _Scalar:
 
 def line_of(entry: Entry) -> str:
     """The JSON line of ``entry``, without its end: ASCII, no control character."""
-    line = _encode(
+    return _encode(
         {
             "time": _rfc3339(entry.started_at),
             "id": entry.id,
@@ -193,7 +193,6 @@ def line_of(entry: Entry) -> str:
             "facts": {_redact(k): _redact(v) if isinstance(v, str) else v for k, v in entry.facts.items()},
         }
     )
-    return line.replace("\x7f", "\\u007f")
 
 
 def note_of(missing: int) -> str:
