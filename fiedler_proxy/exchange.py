@@ -33,6 +33,12 @@ _FRAMING = HOP_BY_HOP | {b"content-length"}
 _log = logging.getLogger("kgb.exchange")
 
 
+_PLAIN_NAMES: set[str] = set()
+"""Names of response headers that were found to be valid ones."""
+
+_PLAIN_NAMES_CAP = 256
+
+
 class Outcome(enum.StrEnum):
     """How an exchange ended (DESIGN.md, "Words")."""
 
@@ -79,6 +85,26 @@ class Observer:
 
     def closed(self, exchange: "Exchange") -> None:
         """Exactly once, last: ``exchange.outcome`` is set."""
+
+
+_EVENTS = ("request_head", "request_bytes", "response_head", "response_bytes", "tunnel_bytes", "closed")
+_EVENT_NAMES = frozenset(_EVENTS)
+_NOBODY: tuple[tuple[Observer, ...], ...] = ((),) * len(_EVENTS)
+
+
+_HEARD: dict[type[Observer], tuple[int, ...]] = {}
+
+
+def _events_of(observer: Observer) -> tuple[int, ...]:
+    """Which events (by index) ``observer`` listens to: what its class does not override costs nothing."""
+    kind = type(observer)
+    if not _EVENT_NAMES.isdisjoint(getattr(observer, "__dict__", ())):
+        return tuple(range(len(_EVENTS)))  # methods of its own: hear everything
+    events = _HEARD.get(kind)
+    if events is None:
+        events = tuple(i for i, name in enumerate(_EVENTS) if getattr(kind, name, None) is not getattr(Observer, name))
+        _HEARD[kind] = events
+    return events
 
 
 class Transform(Protocol):
@@ -136,13 +162,16 @@ class Exchange:
     ended: float | None = None
     request_body: bytes | None = None
     transforms: "tuple[Transform, ...]" = ()
-    _observers: list[Observer] = attrs.field(factory=list, alias="observers")
+    _hear: tuple[tuple[Observer, ...], ...] = _NOBODY
     _strikes: dict[int, int] | None = None
     _abort: "Callable[[Outcome], None] | None" = None
 
     def observe(self, observer: Observer) -> None:
         """Attach ``observer``; it hears what happens from now on, in the order of attachment."""
-        self._observers.append(observer)
+        hear = list(self._hear)
+        for event in _events_of(observer):
+            hear[event] = (*hear[event], observer)
+        self._hear = tuple(hear)
 
     def find(self, name: bytes) -> bytes | None:
         """The value of the first request header called ``name`` (given in lower case), or None."""
@@ -167,6 +196,9 @@ class Exchange:
         """
         if self.head_sent:
             raise RuntimeError(f"response header {name!r} added after the head had left")
+        if not self.added_headers and name in _PLAIN_NAMES and value.isascii() and value.isprintable():
+            self.added_headers[name] = value
+            return
         try:
             bad = _TOKEN.fullmatch(name) is None or not is_valid_value(value.encode("utf-8", "surrogateescape"))
         except UnicodeEncodeError:
@@ -178,6 +210,8 @@ class Exchange:
             raise ValueError(f"the header {name!r} belongs to the connection, not to the response")
         for known in [known for known in self.added_headers if known.lower() == lower]:
             del self.added_headers[known]
+        if len(_PLAIN_NAMES) < _PLAIN_NAMES_CAP:
+            _PLAIN_NAMES.add(name)
         self.added_headers[name] = value
 
     def replace_request_body(self, body: bytes) -> None:
@@ -203,24 +237,24 @@ class Exchange:
     # What happened: told by the edge and the relay alone.
 
     def tell_request_head(self) -> None:
-        for observer in self._observers:
+        for observer in self._hear[0]:
             self._call(observer, observer.request_head)
 
     def tell_request_bytes(self, data: bytes) -> None:
         self.request_size += len(data)
-        for observer in self._observers:
+        for observer in self._hear[1]:
             self._call(observer, observer.request_bytes, data)
 
     def tell_response_head(self, status: int, reason: str, headers: RawHeaders) -> None:
         self.status, self.reason, self.response_headers = status, reason, headers
-        for observer in self._observers:
+        for observer in self._hear[2]:
             self._call(observer, observer.response_head)
 
     def tell_response_bytes(self, data: bytes) -> None:
         if self.first_byte is None:
             self.first_byte = time.monotonic()
         self.response_size += len(data)
-        for observer in self._observers:
+        for observer in self._hear[3]:
             self._call(observer, observer.response_bytes, data)
 
     def tell_tunnel_bytes(self, direction: Direction, data: bytes) -> None:
@@ -228,7 +262,7 @@ class Exchange:
             self.response_size += len(data)
         else:
             self.request_size += len(data)
-        for observer in self._observers:
+        for observer in self._hear[4]:
             self._call(observer, observer.tunnel_bytes, direction, data)
 
     def close(self, outcome: Outcome) -> None:
@@ -238,9 +272,9 @@ class Exchange:
         self.outcome = outcome
         self.ended = time.monotonic()
         self._abort = None
-        for observer in tuple(self._observers):
+        for observer in self._hear[5]:
             self._call(observer, observer.closed)
-        self._observers.clear()
+        self._hear = _NOBODY
 
     @property
     def closed(self) -> bool:
@@ -251,10 +285,12 @@ class Exchange:
         """Say how a running exchange is ended from outside (drain, kill); None takes it back."""
         self._abort = abort
 
-    def abort(self, outcome: Outcome) -> None:
-        """End a running exchange from outside; its caller's connection is cut. Does nothing once it has ended."""
-        if self._abort is not None and self.outcome is None:
-            self._abort(outcome)
+    def abort(self, outcome: Outcome) -> bool:
+        """End a running exchange from outside; its caller's connection is cut. False when nobody has said how."""
+        if self._abort is None or self.outcome is not None:
+            return False
+        self._abort(outcome)
+        return True
 
     def _call(self, observer: Observer, method: Callable[..., None], *args: object) -> None:
         begun = time.perf_counter()
@@ -276,8 +312,8 @@ class Exchange:
             self._detach(observer, f"slow in {where}")
 
     def _detach(self, observer: Observer, why: str, trace: str = "") -> None:
-        # A new list: the one being walked must stay as it is.
-        self._observers = [other for other in self._observers if other is not observer]
+        # New tuples: the one being walked must stay as it is.
+        self._hear = tuple(tuple(other for other in there if other is not observer) for there in self._hear)
         name = type(observer).__name__
         reports = self.facts.setdefault("detached", [])
         if isinstance(reports, list):

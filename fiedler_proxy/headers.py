@@ -30,20 +30,44 @@ REDACTED = "[REDACTED]"
 GATEWAY_REQUEST_HEADERS = frozenset((b"x-kgb-key", b"x-kgb-request-id"))
 """Request headers of the gateway's own, which end here."""
 
+KEEP, HOST, LENGTH, EXPECT, OWN = 0, 1, 2, 3, 4
+HOP, CODING, UPGRADE, CONNECTION = -1, -2, -3, -4
+"""What a header is to a hop (``kind_of``): below zero it ends here in either direction; OWN ends here in requests."""
+
+KINDS_CAP = 2048
+"""Header names, as spelled, whose kind is remembered; beyond it the memory starts anew."""
+
+KINDS: dict[bytes, int] = {}
+"""Kinds of the names seen so far: heads are read several thousand times a second, and mostly the same names."""
+
+_SPECIAL = {
+    b"host": HOST, b"content-length": LENGTH, b"expect": EXPECT, b"transfer-encoding": CODING, b"upgrade": UPGRADE,
+    b"connection": CONNECTION,
+}  # fmt: skip
+
+_PLAIN = frozenset((b"keep-alive", b"Keep-Alive", b"close", b"Close"))
+"""Connection headers that nominate nothing, as they are usually spelled."""
+
 _FORBIDDEN = re.compile(rb"[\r\n\0]")
+
+
+def kind_of(name: bytes) -> int:
+    """What the header ``name`` (any case) is to this hop; hot callers look into ``KINDS`` first."""
+    kind = KINDS.get(name)
+    if kind is not None:
+        return kind
+    lower = name.lower()
+    kind = _SPECIAL.get(lower, HOP if lower in HOP_BY_HOP else OWN if lower in GATEWAY_REQUEST_HEADERS else KEEP)
+    if len(KINDS) >= KINDS_CAP:
+        KINDS.clear()
+    if len(name) <= 64:
+        KINDS[name] = kind
+    return kind
 
 
 def nominated(headers: RawHeaders) -> frozenset[bytes]:
     """Header names (lower case) that a Connection header of ``headers`` declares hop-by-hop."""
-    names = [
-        option.strip().lower()
-        for name, value in headers
-        if len(name) == 10 and name.lower() == b"connection"
-        for option in value.split(b",")
-    ]
-    if not names:
-        return frozenset()
-    return frozenset(names) - NEVER_NOMINATED
+    return connection_options(headers) - NEVER_NOMINATED
 
 
 def connection_options(headers: RawHeaders) -> frozenset[bytes]:
@@ -51,25 +75,35 @@ def connection_options(headers: RawHeaders) -> frozenset[bytes]:
     return frozenset(
         option.strip().lower()
         for name, value in headers
-        if name.lower() == b"connection"
+        if kind_of(name) == CONNECTION
         for option in value.split(b",")
     )
 
 
 def end_to_end(headers: RawHeaders, also: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
     """``headers`` without those of this hop and without those named in ``also`` (lower case), order kept."""
-    drop = HOP_BY_HOP | nominated(headers) | also
-    return [pair for pair in headers if pair[0].lower() not in drop]
+    kinds = KINDS
+    options = False
+    kept = []
+    for pair in headers:
+        kind = kinds.get(pair[0])
+        if kind is None:
+            kind = kind_of(pair[0])
+        if kind >= 0:
+            kept.append(pair)
+        elif kind == CONNECTION and pair[1] not in _PLAIN:
+            options = True
+    drop = also | nominated(headers) if options else also
+    return [pair for pair in kept if pair[0].lower() not in drop] if drop else kept
 
 
 def serialize(start_line: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
     """A message head, ready for the wire. ValueError when a value would break out of its line."""
-    lines = [start_line]
-    lines += [name + b": " + value for name, value in headers]
+    lines = [start_line, *[name + b": " + value for name, value in headers], b"", b""]
     head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(headers) or head.count(b"\r") != len(headers) or b"\0" in head:
+    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
         raise ValueError("a header holds CR, LF or NUL")
-    return head + b"\r\n\r\n"
+    return head
 
 
 def redacted(headers: RawHeaders, also: frozenset[bytes] = frozenset()) -> list[tuple[str, str]]:

@@ -11,10 +11,28 @@ import attrs
 
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.framing import ChunkedDecoder, Decoder, NoBody, UntilClose
-from fiedler_proxy.headers import GATEWAY_REQUEST_HEADERS, HOP_BY_HOP, RawHeaders, connection_options, nominated, serialize
+from fiedler_proxy.headers import (
+    CODING,
+    EXPECT,
+    HOP_BY_HOP,
+    HOST,
+    KINDS,
+    LENGTH,
+    OWN,
+    UPGRADE,
+    RawHeaders,
+    connection_options,
+    end_to_end,
+    kind_of,
+    nominated,
+    serialize,
+)
 from fiedler_proxy.upstream import Upstream
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
+
+_OF_THE_WHOLE_BODY = frozenset((b"content-length", b"content-md5", b"content-digest", b"repr-digest", b"etag"))
+"""Response headers that are no longer true once a link changes the body."""
 
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]-]+")
 
@@ -41,41 +59,48 @@ class RequestHead:
 
 def request_head(exchange: Exchange, upstream: Upstream, say: Announcements) -> RequestHead:
     """The head of ``exchange``'s request for ``upstream``. ValueError when a header would break out of its line."""
-    headers = exchange.request_headers
-    drop = HOP_BY_HOP | GATEWAY_REQUEST_HEADERS | nominated(headers)
-    kept: list[tuple[bytes, bytes]] = []
-    length, chunked, expect, upgrade = 0, False, False, b""
-    for pair in headers:
-        lower = pair[0].lower()
-        if lower == b"host":
-            kept.append((pair[0], upstream.authority.encode()))
-        elif lower == b"transfer-encoding":
-            chunked = True
-        elif lower == b"upgrade":
-            upgrade = pair[1]
-        elif lower == b"content-length":
+    headers, body, modern = exchange.request_headers, exchange.request_body, exchange.version >= (1, 1)
+    kinds, kept = KINDS, []
+    length, chunked, expect, upgrade, host = 0, False, False, b"", False
+    for pair in end_to_end(headers):
+        kind = kinds.get(pair[0])
+        if kind is None:
+            kind = kind_of(pair[0])
+        if kind == HOST:
+            host = True
+            pair = (pair[0], upstream.host_header)
+        elif kind == LENGTH:
             length = int(pair[1])
-            if exchange.request_body is None:
-                kept.append(pair)
-        elif lower not in drop:
-            kept.append(pair)
-            if lower == b"expect":
-                expect = pair[1].lower() == b"100-continue" and exchange.version >= (1, 1)
-    if exchange.version < (1, 1) and not any(name.lower() == b"host" for name, _ in kept):
-        kept.insert(0, (b"Host", upstream.authority.encode()))
-    asked = upgrade.lower() == b"websocket" and b"upgrade" in connection_options(headers)
-    upgrading = asked and exchange.version >= (1, 1)  # RFC 9110 section 7.8: HTTP/1.0 knows no upgrade
-    if upgrading:
+            if body is not None:
+                continue
+        elif kind == EXPECT:
+            expect = modern and body is None and pair[1].lower() == b"100-continue"
+            if body is not None:
+                continue
+        elif kind == OWN:
+            continue
+        kept.append(pair)
+    for name, value in headers:
+        kind = kinds.get(name)
+        if kind is None:
+            kind = kind_of(name)
+        if kind == CODING:
+            chunked = body is None
+        elif kind == UPGRADE and modern and value.lower() == b"websocket" and b"upgrade" in connection_options(headers):
+            upgrade = value  # RFC 9110 section 7.8: HTTP/1.0 knows no upgrade
+    if not host and not modern:
+        kept.insert(0, (b"Host", upstream.host_header))
+    if upgrade:
         kept += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
-    if exchange.request_body is not None:
-        length, chunked, expect = len(exchange.request_body), False, False
-        kept = [pair for pair in kept if pair[0].lower() != b"expect"]
+    if body is not None:
+        length = len(body)
         kept.append((b"Content-Length", b"%d" % length))
     elif chunked:
         kept.append(CHUNKED)
-    kept += _announced(exchange, say)
+    if say.via or say.forwarded:
+        kept += _announced(exchange, say)
     start = f"{exchange.method} {upstream.target(exchange.target)} HTTP/1.1".encode("ascii")
-    return RequestHead(serialize(start, kept), length, chunked, upgrading, expect)
+    return RequestHead(serialize(start, kept), length, chunked, bool(upgrade), expect)
 
 
 def _announced(exchange: Exchange, say: Announcements) -> list[tuple[bytes, bytes]]:
@@ -110,14 +135,13 @@ def caller_framing(version: tuple[int, int], decoder: Decoder, transformed: bool
 
 def relayed_headers(exchange: Exchange, headers: RawHeaders, say: Announcements) -> RawHeaders:
     """The end-to-end headers of a response, with the gateway's own in place of namesakes from upstream."""
-    drop = HOP_BY_HOP | nominated(headers)
     added = exchange.added_headers
+    drop = frozenset([name.lower().encode() for name in added])
     if exchange.transforms:
-        drop = drop | {b"content-length", b"content-md5", b"content-digest", b"etag"}
-    if added:
-        drop = drop | {name.lower().encode() for name in added}
-    kept = [pair for pair in headers if pair[0].lower() not in drop]
-    kept += [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in added.items()]
+        drop = drop | _OF_THE_WHOLE_BODY
+    kept = end_to_end(headers, drop)
+    for name, value in added.items():
+        kept.append((name.encode(), value.encode("utf-8", "surrogateescape")))
     if say.via:
         kept.append((b"Via", f"1.1 {say.via}".encode()))
     return tuple(kept)
@@ -144,8 +168,7 @@ def response_head(
 
 def interim_head(status: int, reason: bytes, headers: RawHeaders) -> bytes:
     """A 1xx head; ``headers`` end-to-end ones only."""
-    drop = HOP_BY_HOP | nominated(headers)
-    return serialize(b"HTTP/1.1 %d %b" % (status, reason), [pair for pair in headers if pair[0].lower() not in drop])
+    return serialize(b"HTTP/1.1 %d %b" % (status, reason), end_to_end(headers))
 
 
 def switching_head(reason: bytes, headers: RawHeaders) -> bytes:

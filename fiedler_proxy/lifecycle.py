@@ -22,6 +22,7 @@ from fiedler_proxy.server import (
     ConnectionCut,
     Handler,
     OwnResponse,
+    answer_in_our_version,
     observe_writes,
     raw_headers,
     raw_target,
@@ -56,16 +57,16 @@ class ResponseCut(ConnectionCut):
 class Gateway:
     """What a running gateway holds: its upstream, its connections, its live exchanges.
 
-    ``body_limit``: most body bytes of a request, 0 for no limit. ``local`` are the addresses of its own outgoing
-    connections: a request that comes from one of them is its own. ``draining``: no new work; ``stopping``: what still
+    ``body_limit``: most body bytes of a request, 0 for no limit. ``local`` holds, by the address of its own
+    end, where each of its outgoing connections goes: a request that came over one of them is its own. ``draining``: no new work; ``stopping``: what still
     runs is being ended.
     """
 
     upstream: Upstream
     body_limit: int = 0
     say: Announcements = Announcements()
-    local: set[object] = attrs.field(factory=set)
-    live: set[Exchange] = attrs.field(factory=set)
+    local: dict[object, object] = attrs.field(factory=dict)
+    live: dict[Exchange, web.Request] = attrs.field(factory=dict)
     draining: bool = False
     stopping: bool = False
     _pools: dict[Upstream, Pool] = attrs.field(factory=dict)
@@ -94,9 +95,10 @@ class Gateway:
     async def stop(self) -> int:
         """End every live exchange as gateway_stopped; returns how many there were."""
         self.draining = self.stopping = True
-        cut = tuple(self.live)
-        for exchange in cut:
-            exchange.abort(Outcome.GATEWAY_STOPPED)
+        cut = tuple(self.live.items())
+        for exchange, request in cut:
+            if not exchange.abort(Outcome.GATEWAY_STOPPED):
+                request.task.cancel()  # not with an upstream (yet): a link or the pool holds it
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ABORT_GRACE
         while self.live and loop.time() < deadline:
@@ -168,6 +170,11 @@ async def own_head(request: web.Request, response: web.StreamResponse) -> None:
     raw: RawHeaders = tuple((n.encode(), v.encode("utf-8", "surrogateescape")) for n, v in response.headers.items())
     exchange.tell_response_head(response.status, response.reason, raw)
 
+    async def told(data: bytes) -> None:
+        exchange.tell_response_bytes(bytes(data))
+
+    observe_writes(request, told)
+
 
 class Edge:
     """The entrance of the application: a request comes in, an exchange is opened, and closed exactly once."""
@@ -197,7 +204,7 @@ class Edge:
             outcome = Outcome.GATEWAY_STOPPED if self._gateway.stopping else Outcome.CALLER_LEFT
             raise
         finally:
-            self._gateway.live.discard(exchange)
+            self._gateway.live.pop(exchange, None)
             exchange.close(outcome)
 
     async def _answer(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
@@ -257,20 +264,10 @@ def open_exchange(request: web.Request, gateway: Gateway) -> Exchange:
         path_of(target),
         upstream=gateway.upstream,
     )
+    if exchange.version not in ((1, 0), (1, 1)):
+        answer_in_our_version(request)
     request[EXCHANGE] = exchange
-    gateway.live.add(exchange)
-
-    async def told(data: bytes) -> None:
-        exchange.tell_response_bytes(bytes(data))
-
-    observe_writes(request, told)
-    task = asyncio.current_task()
-
-    def cancel(outcome: Outcome) -> None:
-        if task is not None:
-            task.cancel()
-
-    exchange.on_abort(cancel)
+    gateway.live[exchange] = request
     return exchange
 
 

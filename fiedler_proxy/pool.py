@@ -39,17 +39,17 @@ class Pool:
     """The connections to one upstream.
 
     ``open`` counts connections that exist or are being dialled; ``waiting`` exchanges wait for one; ``refused``
-    counts those that were turned away. ``local`` is where the pools of a gateway note the addresses of their own
+    counts those that were turned away. ``local`` is where the pools of a gateway note the addresses of both
     ends, so that a request that comes from one of them is known to be a loop.
     """
 
-    def __init__(self, upstream: Upstream, local: set[object] | None = None) -> None:
+    def __init__(self, upstream: Upstream, local: dict[object, object] | None = None) -> None:
         self.upstream = upstream
         self.open = 0
         self.refused = 0
         self.dialled = 0
         self._tls = tls_context(upstream)
-        self._local: set[object] = local if local is not None else set()
+        self._local: dict[object, object] = local if local is not None else {}
         self._idle: list[UpstreamConnection] = []
         self._queue: collections.deque[asyncio.Future[None]] = collections.deque()
         self._connections: set[UpstreamConnection] = set()
@@ -113,7 +113,8 @@ class Pool:
             return
         self.open -= 1
         self._connections.discard(connection)
-        self._local.discard(connection.local)
+        if self._local.get(connection.local) is connection.remote:
+            del self._local[connection.local]
         if connection in self._idle:
             self._idle.remove(connection)
         self._wake()
@@ -191,7 +192,7 @@ class Pool:
             raise
         self._connections.add(connection)
         if connection.local is not None:
-            self._local.add(connection.local)
+            self._local[connection.local] = connection.remote
         if connection.state is State.CLOSED:  # closed by the peer before anybody could use it
             self.gone(connection)
             raise connect_error(ConnectionResetError(), upstream)

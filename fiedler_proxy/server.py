@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser
+from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
@@ -231,6 +232,11 @@ with warnings.catch_warnings():
         async def _handle(self, request: web.Request) -> web.StreamResponse:
             request._match_info = self._match
             return await self._entrance(request)
+
+
+def answer_in_our_version(request: web.Request) -> None:
+    """Answer a request of a version that is not spoken here in HTTP/1.1 (RFC 9112 section 2.3)."""
+    request._version = HttpVersion11
 
 
 def raw_headers(request: web.Request) -> RawHeaders:

@@ -41,7 +41,7 @@ class PoolLimits:
     idle: int = 256
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Upstream:
     """A base URL to relay to.
 
@@ -60,6 +60,11 @@ class Upstream:
     server_name: str = ""
     timeouts: Timeouts = Timeouts()
     limits: PoolLimits = PoolLimits()
+    host_header: bytes = attrs.field(init=False, eq=False, repr=False)
+
+    @host_header.default
+    def _host_header(self) -> bytes:
+        return self.authority.encode("idna" if not self.authority.isascii() else "ascii")
 
     @property
     def tls(self) -> bool:

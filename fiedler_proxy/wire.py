@@ -9,13 +9,15 @@ fault, and cannot take a reset for an end.
 """
 
 import asyncio
+import re
 import select
 import socket
+from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
 import attrs
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import HttpResponseParser
 
 from fiedler_proxy.framing import (
@@ -26,7 +28,7 @@ from fiedler_proxy.framing import (
     NoBody,
     UntilClose,
 )
-from fiedler_proxy.headers import RawHeaders, connection_options
+from fiedler_proxy.headers import CODING, KINDS, LENGTH, RawHeaders, connection_options, kind_of
 
 HEAD_CAP = 256 * 1024
 """Longest response head, in bytes."""
@@ -39,6 +41,8 @@ HEADERS_CAP = 1024
 
 WRITE_BUFFER = 64 * 1024
 """Bytes of a request waiting in our memory for a slow upstream before the caller's upload is paused."""
+
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
 
 
 class WireError(Exception):
@@ -114,8 +118,8 @@ class State(Enum):
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an upstream; made by the pool, lent to one exchange at a time."""
 
-    __slots__ = ("_buffer", "_decoder", "_head", "_loop", "_method", "_owner", "_parser", "_paused_reading", "_sink",
-                 "_upgrade", "eof", "exchanges", "idle_since", "last_byte", "local", "lost",
+    __slots__ = ("_buffer", "_decoder", "_head", "_heard", "_loop", "_method", "_owner", "_parser", "_paused_reading", "_sink",
+                 "_upgrade", "eof", "exchanges", "idle_since", "last_byte", "local", "lost", "remote",
                  "request_done", "state", "transport", "writing_paused")  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -129,6 +133,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._method = ""
         self._upgrade = False
         self._paused_reading = False
+        self._heard: Callable[[], bool] | None = None
         self.transport: asyncio.Transport | None = None
         self.state = State.IDLE
         self.exchanges = 0
@@ -139,6 +144,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.eof = False
         self.lost: Exception | None = None
         self.local: object = None
+        self.remote: object = None
 
     # The exchange's side.
 
@@ -199,8 +205,7 @@ class UpstreamConnection(asyncio.Protocol):
         """
         if self.state is not State.IDLE or self.transport is None or self.transport.is_closing():
             return False
-        sock = self.transport.get_extra_info("socket")
-        return sock is not None and not _readable(sock)
+        return self._heard is not None and not self._heard()
 
     # asyncio's side.
 
@@ -212,6 +217,8 @@ class UpstreamConnection(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self.local = transport.get_extra_info("sockname")
+            self.remote = transport.get_extra_info("peername")
+        self._heard = _readable(sock) if sock is not None else None
         transport.set_write_buffer_limits(high=WRITE_BUFFER)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
@@ -251,10 +258,8 @@ class UpstreamConnection(asyncio.Protocol):
         was, self.state = self.state, State.CLOSED
         if sink is None:
             return
-        if was is State.TUNNEL and exc is None:
-            self._sink = None
-            sink.on_end()
-        elif was is State.BODY and decoder is not None and exc is None and self.eof and decoder.eof():
+        ended = was is State.BODY and decoder is not None and self.eof and decoder.eof()
+        if exc is None and (ended or was is State.TUNNEL):
             self._sink = None
             sink.on_end()
         else:
@@ -352,19 +357,19 @@ class UpstreamConnection(asyncio.Protocol):
         # A parser that saw the last message of its connection, or an upgrade, takes no other.
         self._parser = None if message.should_close or message.upgrade else parser
         headers: RawHeaders = message.raw_headers
+        if b" :" in raw and any(name.endswith(b" ") for name, _ in headers):
+            # llhttp lets this pass for the framing headers alone; the next reader would see another header (RFC 9112 5.1).
+            raise WireError("upstream_garbage", "a header name of the answer ends in a space")
         self._check(message.code, message.version)
-        return ResponseHead(
-            (message.version.major, message.version.minor),
-            message.code,
-            message.reason.encode("utf-8", "surrogateescape"),
-            headers,
-            self._framing(message.code, headers, chunked=bool(message.chunked)),
-            not message.should_close or self._keeps_alive(message.version, headers),
-        )
+        version = (message.version.major, message.version.minor)
+        decoder, certain = self._framing(version, message.code, headers)
+        reusable = certain and (not message.should_close or self._keeps_alive(version, headers))
+        reason = message.reason.encode("utf-8", "surrogateescape")
+        return ResponseHead(version, message.code, reason, headers, decoder, reusable)
 
     def _keeps_alive(self, version: tuple[int, int], headers: RawHeaders) -> bool:
         """The parser does not know of HEAD: it takes an answer without length for one that ends with the connection."""
-        return self._method == "HEAD" and tuple(version) >= (1, 1) and b"close" not in connection_options(headers)
+        return self._method == "HEAD" and version >= (1, 1) and b"close" not in connection_options(headers)
 
     def _check(self, status: int, version: tuple[int, int]) -> None:
         if tuple(version) not in ((1, 0), (1, 1)):
@@ -374,22 +379,35 @@ class UpstreamConnection(asyncio.Protocol):
         if status < 100:
             raise WireError("upstream_garbage", f"{status} is no HTTP status")
 
-    def _framing(self, status: int, headers: RawHeaders, *, chunked: bool) -> Decoder:
-        """RFC 9112 section 6.3."""
-        if self._method == "HEAD" or status < 200 or status in (204, 304):
-            return NoBody()
-        length, coding = -1, b""
-        for name, value in headers:
-            lower = name.lower()
-            if lower == b"content-length":
-                length = _length(value, length)
-            elif lower == b"transfer-encoding":
-                coding = coding + b"," + value.lower() if coding else value.lower()
-        if coding:
-            if length >= 0 or coding.strip() not in (b"chunked", b"identity"):
+    def _framing(self, version: tuple[int, int], status: int, headers: RawHeaders) -> tuple[Decoder, bool]:
+        """Where the body ends (RFC 9112 section 6.3), and whether the upstream can be trusted to see it alike."""
+        if status < 200:
+            return NoBody(), True
+        length, coding = _announced(headers)
+        if status == 204:
+            return NoBody(), length <= 0 and coding is None
+        if self._method == "HEAD" or status == 304:
+            return NoBody(), True
+        if coding is not None:
+            if length >= 0 or coding not in (b"chunked", b"identity"):
                 raise WireError("upstream_garbage", "the answer's framing is contradictory or of an unknown coding")
-            return ChunkedDecoder() if chunked else UntilClose()
-        return UntilClose() if length < 0 else LengthDecoder(length) if length else NoBody()
+            return ChunkedDecoder() if coding == b"chunked" else UntilClose(), version >= (1, 1)
+        return UntilClose() if length < 0 else LengthDecoder(length) if length else NoBody(), True
+
+
+def _announced(headers: RawHeaders) -> tuple[int, bytes | None]:
+    """The Content-Length (-1: none) and the Transfer-Encoding of ``headers``, lower case."""
+    length, coding, kinds = -1, None, KINDS
+    for name, value in headers:
+        kind = kinds.get(name)
+        if kind is None:
+            kind = kind_of(name)
+        if kind == LENGTH:
+            length = _length(value, length)
+        elif kind == CODING:
+            value = value.strip(b" \t").lower()
+            coding = value if coding is None else coding + b"," + value
+    return length, coding
 
 
 def _length(value: bytes, before: int) -> int:
@@ -399,28 +417,28 @@ def _length(value: bytes, before: int) -> int:
 
 
 def _head_end(data: bytes) -> int:
-    end = data.find(b"\r\n\r\n")
-    if end >= 0:
-        return end + 4
-    end = data.find(b"\n\n")
-    return end + 2 if end >= 0 else -1
+    """Behind the first empty line; RFC 9112 section 2.2 allows a line to end in LF alone."""
+    match = _EMPTY_LINE.search(data)
+    return match.end() if match is not None else -1
 
 
-def _readable(sock: socket.socket) -> bool:
-    fd = sock.fileno()
-    if fd < 0:
-        return True
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fd, select.POLLIN | getattr(select, "POLLRDHUP", 0))
-        return bool(poll.poll(0))
-    return bool(select.select([fd], [], [], 0)[0])
+def _readable(sock: socket.socket) -> Callable[[], bool]:
+    """A function that asks the kernel, without waiting, whether bytes or the end have arrived on ``sock``."""
+    if not hasattr(select, "poll"):
+        return lambda: sock.fileno() < 0 or bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
+    ask = poll.poll
+    return lambda: bool(ask(0))
 
 
 def _short(error: Exception) -> str:
-    """The first line of a parser's message: the lines behind it hold upstream bytes."""
-    text = str(error).splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(":")[:200]
+    """What a parser objects to, without the upstream's bytes: it quotes them, or puts them on further lines."""
+    if isinstance(error, LineTooLong):
+        return "a line of the answer's head is too long"
+    text = error.message if isinstance(error, HttpProcessingError) else str(error)
+    first = text.partition("\n")[0].rstrip(": ")
+    return first if first and "'" not in first else type(error).__name__
 
 
 def _how_lost(was: State, exc: Exception | None) -> tuple[str, str]:

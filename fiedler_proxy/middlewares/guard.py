@@ -7,7 +7,8 @@ itself. Adds nothing to a request. The decisions are ``fiedler_proxy.guard`` and
 from typing import ClassVar
 
 import attrs
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import istr
 
 from fiedler_proxy.errors import ExchangeError, Fault
 from fiedler_proxy.exchange import Exchange
@@ -17,7 +18,9 @@ from fiedler_proxy.server import Handler, OwnResponse
 from fiedler_proxy.target import TargetError, parse_target, path_of
 
 _KNOWN_HOSTS = 256
-"""Host headers whose verdict is remembered."""
+"""Host headers that are remembered as allowed."""
+
+_FETCH_SITE = istr("Sec-Fetch-Site")
 
 
 @web.middleware
@@ -29,39 +32,30 @@ class Guard:
 
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    _verdicts: dict[bytes, bool] = attrs.field(init=False, factory=dict, eq=False, repr=False)
+    _known: set[str] = attrs.field(init=False, factory=set, eq=False, repr=False)
 
     shipped: ClassVar[bool] = True
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = request[EXCHANGE]
-        authority = check_message(exchange)
-        origin, site, codings = b"", b"", 0
-        for name, value in exchange.request_headers:
-            lower = name.lower()
-            if lower == b"host":
-                authority = value if authority is None else authority
-            elif lower == b"origin":
-                origin = value
-            elif lower == b"sec-fetch-site":
-                site = value
-            elif lower == b"transfer-encoding":
-                codings += 1
-                check_coding(exchange, value, codings)
-        if authority is not None and not self._verdicts.get(authority):
+        headers = request.headers
+        authority = check_message(exchange) or headers.get(hdrs.HOST)
+        if hdrs.TRANSFER_ENCODING in headers:
+            check_coding(exchange, headers.getall(hdrs.TRANSFER_ENCODING))
+        if authority is not None and authority not in self._known:
             self._check_host(authority)
-        if origin or site:
-            preflight = self._check_page(exchange, authority or b"", origin, site)
+        if hdrs.ORIGIN in headers or _FETCH_SITE in headers:
+            page, site = headers.getall(hdrs.ORIGIN, [""]), headers.get(_FETCH_SITE, "")
+            preflight = self._check_page(exchange, authority or "", page, site)
             if preflight is not None:
                 return preflight
         check_loop(request)
         return await handler(request)
 
-    def _check_host(self, authority: bytes) -> None:
-        text = authority.decode("latin-1")
-        if host_of(text) is None:
+    def _check_host(self, authority: str) -> None:
+        if host_of(authority) is None:
             raise ExchangeError("bad_host", "The Host header is malformed.", status=400, retry=False)
-        if not host_allowed(text, self.hosts):
+        if not host_allowed(authority, self.hosts):
             raise ExchangeError(
                 "host_not_allowed",
                 "This gateway does not answer under the name in the Host header.",
@@ -69,18 +63,18 @@ class Guard:
                 hint="list it in allowed_hosts if it is meant to",
                 retry=False,
             )
-        if len(self._verdicts) >= _KNOWN_HOSTS:
-            self._verdicts.clear()
-        self._verdicts[authority] = True
+        if len(self._known) >= _KNOWN_HOSTS:
+            self._known.clear()
+        self._known.add(authority)
 
-    def _check_page(self, exchange: Exchange, authority: bytes, origin: bytes, site: bytes) -> OwnResponse | None:
-        page = origin.decode("latin-1")
-        listed = bool(origin) and ("*" in self.origins or page in self.origins)
+    def _check_page(self, exchange: Exchange, authority: str, pages: list[str], site: str) -> OwnResponse | None:
+        page = pages[0] if len(pages) == 1 else "several"
+        listed = bool(page) and ("*" in self.origins or page in self.origins)
         if listed:
             exchange.add_response_header("Access-Control-Allow-Origin", page)
             return _preflight(exchange)
-        foreign = bool(origin) and not origin_allowed(page, authority.decode("latin-1"), ())
-        if foreign or not fetch_site_allowed(site.decode("latin-1").strip().lower()):
+        foreign = bool(page) and not origin_allowed(page, authority, ())
+        if foreign or not fetch_site_allowed(site.strip().lower()):
             raise ExchangeError(
                 "origin_not_allowed",
                 "A web page of another origin may not use this gateway.",
@@ -91,7 +85,7 @@ class Guard:
         return None
 
 
-def check_message(exchange: Exchange) -> bytes | None:
+def check_message(exchange: Exchange) -> str | None:
     """Refuse a request line that no two parties would read alike; the authority an absolute-form target names."""
     if exchange.version not in ((1, 0), (1, 1)):
         raise ExchangeError("bad_version", "Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=400, retry=False)
@@ -105,25 +99,28 @@ def check_message(exchange: Exchange) -> bytes | None:
         return None
     exchange.target = target.sent
     exchange.path = path_of(target.sent)
-    return target.authority.encode("latin-1")
+    return target.authority
 
 
-def check_coding(exchange: Exchange, value: bytes, count: int) -> None:
+def check_coding(exchange: Exchange, values: list[str]) -> None:
     """RFC 9112 section 6.1: chunked alone is understood, and only HTTP/1.1 may use it."""
     if exchange.version < (1, 1):
         raise ExchangeError("bad_framing", "Transfer-Encoding in an HTTP/1.0 request.", status=400, retry=False)
-    codings = [coding.strip().lower() for coding in value.split(b",")]
-    if codings == [b"chunked"] and count == 1:
+    codings = [coding.strip().lower() for value in values for coding in value.split(",")]
+    if codings == ["chunked"]:
         return
-    if codings[-1] != b"chunked" or codings.count(b"chunked") > 1 or count > 1:
+    if codings[-1] != "chunked" or codings.count("chunked") > 1 or len(values) > 1:
         raise ExchangeError("bad_framing", "Transfer-Encoding does not end in one chunked.", status=400, retry=False)
     raise ExchangeError("unknown_coding", "Only the chunked transfer coding is understood.", status=501, retry=False)
 
 
 def check_loop(request: web.Request) -> None:
-    """508 when the request came over one of this gateway's own connections (no header is needed to know that)."""
-    local = request.app[GATEWAY].local
-    if local and request.transport is not None and request.protocol.peername in local:
+    """508 when the request came over one of this gateway's own connections: no header is needed to know that.
+
+    Both ends are compared: the port of an outgoing connection that was just reset may be a caller's already.
+    """
+    local, protocol = request.app[GATEWAY].local, request.protocol
+    if protocol.peername in local and local[protocol.peername] == protocol.sockname:
         raise ExchangeError(
             "loop",
             "This gateway's upstream is the gateway itself.",
