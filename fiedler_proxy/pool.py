@@ -30,7 +30,9 @@ def tls_context(upstream: Upstream) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=upstream.ca_file or None)
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError([f"upstream {upstream.name}: ca_file {upstream.ca_file!r} cannot be used: {error}"]) from None
+        raise SettingsError(
+            [f"upstream {upstream.name}: ca_file {upstream.ca_file!r} cannot be used: {error}"]
+        ) from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 
@@ -52,6 +54,7 @@ class Pool:
         self._local: dict[object, object] = local if local is not None else {}
         self._idle: list[UpstreamConnection] = []
         self._queue: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._turns = 0  # waiters that were woken and have not run yet: nobody may overtake them
         self._connections: set[UpstreamConnection] = set()
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -67,7 +70,10 @@ class Pool:
         return len(self._idle)
 
     def take(self) -> UpstreamConnection | None:
-        """A clean idle connection, newest first, or None. Never waits."""
+        """A clean idle connection, newest first, or None: also where others were there before. Never waits."""
+        return None if self._queue or self._turns else self._take()
+
+    def _take(self) -> UpstreamConnection | None:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_clean():
@@ -78,23 +84,20 @@ class Pool:
     async def acquire(self) -> UpstreamConnection:
         """A connection for one exchange; ExchangeError when none can be had.
 
-        A cancelled wait leaves nothing behind.
+        First come, first served. A cancelled wait leaves nothing behind.
         """
-        if not self._queue:
-            connection = self.take()
-            if connection is not None:
-                return connection
-        while self.open >= self.upstream.limits.connections:
-            await self._wait_turn()
-            connection = self.take()
-            if connection is not None:
-                return connection
-        return await self._dial()
+        connection = self.take()
+        if connection is None and (self._queue or self._turns or self.open >= self.upstream.limits.connections):
+            connection = await self._wait()
+        return connection or await self._dial()
 
     async def probe(self) -> None:
-        """Show that a connection can be had: dial one and keep it. ExchangeError when not."""
+        """Show that a connection can be had: dial one, and keep it where there is room. ExchangeError when not."""
         connection = self.take() or await self._dial()
-        self.freed(connection)
+        if self.open > self.upstream.limits.connections:
+            connection.close()
+        else:
+            self.freed(connection)
 
     def freed(self, connection: UpstreamConnection) -> None:
         """An exchange ended and its connection may serve another (called by the connection)."""
@@ -143,29 +146,46 @@ class Pool:
         while self._queue:
             waiter = self._queue.popleft()
             if not waiter.done():
+                self._turns += 1
                 waiter.set_result(None)
                 return
 
-    async def _wait_turn(self) -> None:
+    async def _wait(self) -> UpstreamConnection | None:
+        """Wait in the queue: an idle connection, or None when there is room to dial one."""
         limits = self.upstream.limits
         if len(self._queue) >= limits.queue:
             self.refused += 1
             raise self._busy("upstream_queue_full", f"{len(self._queue)} requests already wait for a connection")
-        waiter = asyncio.get_running_loop().create_future()
-        self._queue.append(waiter)
         try:
             async with asyncio.timeout(limits.queue_timeout or None):
-                await waiter
+                await self._turn()
+                while (connection := self._take()) is None and self.open >= limits.connections:
+                    await self._turn(again=True)  # what came free broke before its turn
         except TimeoutError:
             self.refused += 1
-            raise self._busy("upstream_queue_timeout", f"no connection came free in {limits.queue_timeout:g} s") from None
+            raise self._busy(
+                "upstream_queue_timeout", f"no connection came free in {limits.queue_timeout:g} s"
+            ) from None
+        if self._idle or self.open + (connection is None) < limits.connections:
+            self._wake()
+        return connection
+
+    async def _turn(self, *, again: bool = False) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        if again:
+            self._queue.appendleft(waiter)
+        else:
+            self._queue.append(waiter)
+        try:
+            await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
+                self._turns -= 1
                 self._wake()  # the turn that was ours goes to the next one
-            raise
-        finally:
-            if waiter in self._queue:
+            elif waiter in self._queue:
                 self._queue.remove(waiter)
+            raise
+        self._turns -= 1
 
     def _busy(self, code: str, why: str) -> ExchangeError:
         return ExchangeError(
@@ -222,7 +242,9 @@ class Pool:
 
 
 async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[aiohappyeyeballs.AddrInfoType]:
-    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG if not _literal(host) else 0)
+    infos = await loop.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG if not _literal(host) else 0
+    )
     return list(infos)
 
 
@@ -251,7 +273,8 @@ def _diagnose(error: BaseException) -> Diagnosis:
         why = f"failed the TLS certificate check: {error.verify_message}"
         return "upstream_tls", 502, why, "check the URL, or give its CA as ca_file", False
     if isinstance(error, (ssl.SSLError, ssl.CertificateError)):
-        return "upstream_tls", 502, f"failed the TLS handshake: {error.reason or 'protocol error'}", "check the URL", False
+        why = f"failed the TLS handshake: {error.reason or 'protocol error'}"
+        return "upstream_tls", 502, why, "check the URL", False
     if isinstance(error, TimeoutError):
         return "connect_timeout", 504, "did not accept a connection in time", "check the network", None
     if isinstance(error, (socket.gaierror, UnicodeError)):
@@ -263,4 +286,3 @@ def _diagnose(error: BaseException) -> Diagnosis:
     if isinstance(error, FileNotFoundError):
         return "upstream_refused", 502, "has no socket at that path", "check that it runs", None
     return "upstream_unreachable", 502, "cannot be reached", "check the network", None
-

@@ -55,6 +55,7 @@ class TestParse:
             ("https://host//x", "empty segment"),
             ("https://host/a b", "character"),
             ("https://host/caf\xe9", "character"),
+            ("https://m\xfcnchen.example", "URL"),
             ("unix:relative.sock", "absolute"),
             ("unix:", "absolute"),
             ("http+unix://run/x", "absolute"),
