@@ -5,7 +5,8 @@ Owns the composition of the tested application, nothing else: callers and upstre
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import attrs
 from aiohttp import web
@@ -69,6 +70,20 @@ async def becomes(condition: Callable[[], bool], what: str) -> None:
             return
         await asyncio.sleep(0.001)
     raise TimeoutError(f"waited {GUARD:g} s for {what}")
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port of 127.0.0.1 on which connections are neither accepted nor refused: its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 @attrs.define(eq=False)
