@@ -86,6 +86,7 @@ def _seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """0 when all answers agree, 1 when one differs, 2 when nothing could be compared."""
     secrets = Secrets(os.environ)
+    report.tolerant(sys.stdout)
     try:
         requests = _requests(args, secrets)
         via_headers = tuple(parse_header(text, secrets, "--via-header") for text in args.via_header)

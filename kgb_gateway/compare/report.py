@@ -1,11 +1,18 @@
-"""The comparison in words or as JSON. Pure; whoever prints it masks the secrets."""
+"""The comparison in words or as JSON. It prints nothing; whoever prints it masks the secrets."""
 
+import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from kgb_gateway.compare.judge import flow
 from kgb_gateway.compare.run import Comparison
 from kgb_gateway.compare.wire import Answer
+
+
+def tolerant(stream: TextIO) -> None:
+    """Let ``stream`` escape the characters its encoding lacks: what servers send must not stop a report."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def text(comparison: Comparison) -> str:

@@ -103,7 +103,7 @@ def parse_header(text: str, secrets: Secrets, where: str = "--header") -> tuple[
     if name.lower().encode() in CREDENTIALS and value and not _VARIABLE.search(value):
         raise RequestError(f"{where}: {name} holds a credential; take it from the environment: '{name}: $VARIABLE'")
     value = secrets.expand(value, where)
-    if any(ord(c) < 32 and c != "\t" or ord(c) > 255 or ord(c) == 127 for c in value):
+    if any((ord(c) < 32 and c != "\t") or ord(c) > 255 or ord(c) == 127 for c in value):
         raise RequestError(f"{where}: the value of {name} holds a character that no header may have")
     return name, value
 
