@@ -108,10 +108,8 @@ class TestMessages:
         assert message.usage.output_tokens_details.thinking_tokens == len(pieces(thinking.thinking))
 
     async def test_stream_has_thinking_text_and_usage(self, claude: anthropic.AsyncAnthropic) -> None:
-        kinds = []
         async with claude.messages.stream(model=MODEL, max_tokens=500, messages=said("Hello there")) as stream:
-            async for event in stream:
-                kinds.append(event.type)
+            kinds = [event.type async for event in stream]
             message = await stream.get_final_message()
         assert kinds[0] == "message_start"
         assert kinds[-1] == "message_stop"
