@@ -57,9 +57,9 @@ class ResponseCut(ConnectionCut):
 class Gateway:
     """What a running gateway holds: its upstream, its connections, its live exchanges.
 
-    ``body_limit``: most body bytes of a request, 0 for no limit. ``local`` holds, by the address of its own
-    end, where each of its outgoing connections goes: a request that came over one of them is its own. ``draining``: no new work; ``stopping``: what still
-    runs is being ended.
+    ``body_limit``: most body bytes of a request, 0 for no limit. ``local`` holds, by the address of its own end, where
+    each of its outgoing connections goes: a request that came over one of them is its own. ``draining``: no new work;
+    ``stopping``: what still runs is being ended.
     """
 
     upstream: Upstream
@@ -77,6 +77,11 @@ class Gateway:
         if pool is None:
             pool = self._pools[upstream] = Pool(upstream, self.local)
         return pool
+
+    @property
+    def upstreams(self) -> Iterable[Upstream]:
+        """Every upstream in use, and the one that is configured."""
+        return (self.upstream, *self._pools)
 
     @property
     def pools(self) -> Iterable[Pool]:

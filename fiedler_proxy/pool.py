@@ -116,7 +116,7 @@ class Pool:
             return
         self.open -= 1
         self._connections.discard(connection)
-        if self._local.get(connection.local) is connection.remote:
+        if connection.local is not None and self._local.get(connection.local) is connection.remote:
             del self._local[connection.local]
         if connection in self._idle:
             self._idle.remove(connection)

@@ -4,6 +4,7 @@ Refuses what is ambiguous on the wire (RFC 9112), what a web page must not be ab
 itself. Adds nothing to a request. The decisions are ``fiedler_proxy.guard`` and ``fiedler_proxy.target``.
 """
 
+import os
 from typing import ClassVar
 
 import attrs
@@ -13,12 +14,14 @@ from multidict import istr
 from fiedler_proxy.errors import ExchangeError, Fault
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.guard import fetch_site_allowed, host_allowed, host_of, origin_allowed
-from fiedler_proxy.lifecycle import EXCHANGE, GATEWAY
+from fiedler_proxy.lifecycle import EXCHANGE, GATEWAY, Gateway
 from fiedler_proxy.server import Handler, OwnResponse
 from fiedler_proxy.target import TargetError, parse_target, path_of
 
 _KNOWN_HOSTS = 256
 """Host headers that are remembered as allowed."""
+
+_MAPPED = "::ffff:"
 
 _FETCH_SITE = istr("Sec-Fetch-Site")
 
@@ -115,12 +118,9 @@ def check_coding(exchange: Exchange, values: list[str]) -> None:
 
 
 def check_loop(request: web.Request) -> None:
-    """508 when the request came over one of this gateway's own connections: no header is needed to know that.
-
-    Both ends are compared: the port of an outgoing connection that was just reset may be a caller's already.
-    """
-    local, protocol = request.app[GATEWAY].local, request.protocol
-    if protocol.peername in local and local[protocol.peername] == protocol.sockname:
+    """508 when the request came over one of this gateway's own connections: no header is needed to know that."""
+    gateway, protocol = request.app[GATEWAY], request.protocol
+    if is_own(gateway, protocol.peername, protocol.sockname):
         raise ExchangeError(
             "loop",
             "This gateway's upstream is the gateway itself.",
@@ -129,6 +129,26 @@ def check_loop(request: web.Request) -> None:
             hint="set upstream to the provider's base URL",
             retry=False,
         )
+
+
+def is_own(gateway: Gateway, peer: object, name: object) -> bool:
+    """Whether a connection that was accepted from ``peer`` at ``name`` is one that ``gateway`` itself opened.
+
+    Both ends are compared: the port of an outgoing connection that was just reset may be a caller's already. The ends
+    of a Unix socket are all alike: there, who is served at the path of the upstream's socket can only loop.
+    """
+    if isinstance(name, str):
+        path = os.path.abspath(name)
+        return bool(name) and any(upstream.unix == path for upstream in gateway.upstreams)
+    local = gateway.local
+    if isinstance(peer, tuple) and peer[0].startswith(_MAPPED):
+        peer, name = _unmapped(peer), _unmapped(name)
+    return peer in local and local[peer] == name
+
+
+def _unmapped(address: object) -> object:
+    """The IPv4 address and port of a connection that was accepted on a socket of both families (RFC 4291 2.5.5.2)."""
+    return (address[0].removeprefix(_MAPPED), address[1]) if isinstance(address, tuple) else address
 
 
 def _preflight(exchange: Exchange) -> OwnResponse | None:
