@@ -4,6 +4,7 @@ Pure functions over raw header pairs, as received: order, case, duplicates and b
 """
 
 import re
+from collections.abc import Set
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
@@ -45,7 +46,7 @@ _SPECIAL = {
     b"connection": CONNECTION,
 }  # fmt: skip
 
-_PLAIN = frozenset((b"keep-alive", b"Keep-Alive", b"close", b"Close"))
+PLAIN_CONNECTIONS = frozenset((b"keep-alive", b"Keep-Alive", b"close", b"Close"))
 """Connection headers that nominate nothing, as they are usually spelled."""
 
 _FORBIDDEN = re.compile(rb"[\r\n\0]")
@@ -80,7 +81,7 @@ def connection_options(headers: RawHeaders) -> frozenset[bytes]:
     )
 
 
-def end_to_end(headers: RawHeaders, also: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
+def end_to_end(headers: RawHeaders, also: Set[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
     """``headers`` without those of this hop and without those named in ``also`` (lower case), order kept."""
     kinds = KINDS
     options = False
@@ -91,19 +92,25 @@ def end_to_end(headers: RawHeaders, also: frozenset[bytes] = frozenset()) -> lis
             kind = kind_of(pair[0])
         if kind >= 0:
             kept.append(pair)
-        elif kind == CONNECTION and pair[1] not in _PLAIN:
+        elif kind == CONNECTION and pair[1] not in PLAIN_CONNECTIONS:
             options = True
-    drop = also | nominated(headers) if options else also
+    drop: Set[bytes] = also | nominated(headers) if options else also
     return [pair for pair in kept if pair[0].lower() not in drop] if drop else kept
 
 
-def serialize(start_line: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """A message head, ready for the wire. ValueError when a value would break out of its line."""
-    lines = [start_line, *[name + b": " + value for name, value in headers], b"", b""]
+def head_of(lines: list[bytes]) -> bytes:
+    """A message head, ready for the wire. ValueError when a line would break out of its place."""
+    lines += (b"", b"")
     head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
+    ends = len(lines) - 1
+    if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
         raise ValueError("a header holds CR, LF or NUL")
     return head
+
+
+def serialize(start_line: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """``head_of`` a start line and header pairs."""
+    return head_of([start_line, *[name + b": " + value for name, value in headers]])
 
 
 def redacted(headers: RawHeaders, also: frozenset[bytes] = frozenset()) -> list[tuple[str, str]]:

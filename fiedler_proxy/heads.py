@@ -13,23 +13,27 @@ from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.framing import ChunkedDecoder, Decoder, NoBody, UntilClose
 from fiedler_proxy.headers import (
     CODING,
+    CONNECTION,
     EXPECT,
     HOP_BY_HOP,
     HOST,
+    KEEP,
     KINDS,
     LENGTH,
-    OWN,
+    NEVER_NOMINATED,
+    PLAIN_CONNECTIONS,
     UPGRADE,
     RawHeaders,
     connection_options,
     end_to_end,
+    head_of,
     kind_of,
     nominated,
     serialize,
 )
 from fiedler_proxy.upstream import Upstream
 
-CHUNKED = (b"Transfer-Encoding", b"chunked")
+CHUNKED = b"Transfer-Encoding: chunked"
 
 _OF_THE_WHOLE_BODY = frozenset((b"content-length", b"content-md5", b"content-digest", b"repr-digest", b"etag"))
 """Response headers that are no longer true once a link changes the body."""
@@ -46,7 +50,7 @@ class Announcements:
     forwarded: bool = False
 
 
-@attrs.frozen
+@attrs.define
 class RequestHead:
     """A request head for the upstream, and how its body is framed: ``length`` bytes, ``chunked``, or none (0)."""
 
@@ -60,62 +64,67 @@ class RequestHead:
 def request_head(exchange: Exchange, upstream: Upstream, say: Announcements) -> RequestHead:
     """The head of ``exchange``'s request for ``upstream``. ValueError when a header would break out of its line."""
     headers, body, modern = exchange.request_headers, exchange.request_body, exchange.version >= (1, 1)
-    kinds, kept = KINDS, []
-    length, chunked, expect, upgrade, host = 0, False, False, b"", False
-    for pair in end_to_end(headers):
-        kind = kinds.get(pair[0])
-        if kind is None:
-            kind = kind_of(pair[0])
-        if kind == HOST:
-            host = True
-            pair = (pair[0], upstream.host_header)
-        elif kind == LENGTH:
-            length = int(pair[1])
-            if body is not None:
-                continue
-        elif kind == EXPECT:
-            expect = modern and body is None and pair[1].lower() == b"100-continue"
-            if body is not None:
-                continue
-        elif kind == OWN:
-            continue
-        kept.append(pair)
+    kinds = KINDS
+    lines = [f"{exchange.method} {upstream.target(exchange.target)} HTTP/1.1".encode("ascii")]
+    length, chunked, expect, upgrade, host, options = 0, False, False, b"", False, frozenset[bytes]()
     for name, value in headers:
         kind = kinds.get(name)
         if kind is None:
             kind = kind_of(name)
-        if kind == CODING:
+        if kind == KEEP:
+            lines.append(name + b": " + value)
+        elif kind == HOST:
+            host = True
+            lines.append(name + b": " + upstream.host_header)
+        elif kind == LENGTH:
+            length = int(value)
+            if body is None:
+                lines.append(name + b": " + value)
+        elif kind == EXPECT and body is None:
+            expect = modern and value.lower() == b"100-continue"
+            lines.append(name + b": " + value)
+        elif kind == CODING:
             chunked = body is None
-        elif kind == UPGRADE and modern and value.lower() == b"websocket" and b"upgrade" in connection_options(headers):
-            upgrade = value  # RFC 9110 section 7.8: HTTP/1.0 knows no upgrade
+        elif kind == UPGRADE:
+            upgrade = value
+        elif kind == CONNECTION and value not in PLAIN_CONNECTIONS:
+            options = connection_options(headers)
     if not host and not modern:
-        kept.insert(0, (b"Host", upstream.host_header))
-    if upgrade:
-        kept += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
+        lines.insert(1, b"Host: " + upstream.host_header)
+    if options:
+        lines = _without(lines, options - NEVER_NOMINATED)
+    # RFC 9110 section 7.8: HTTP/1.0 knows no upgrade.
+    upgrading = modern and b"upgrade" in options and upgrade.lower() == b"websocket"
+    if upgrading:
+        lines += [b"Connection: Upgrade", b"Upgrade: " + upgrade]
     if body is not None:
         length = len(body)
-        kept.append((b"Content-Length", b"%d" % length))
+        lines.append(b"Content-Length: %d" % length)
     elif chunked:
-        kept.append(CHUNKED)
+        lines.append(CHUNKED)
     if say.via or say.forwarded:
-        kept += _announced(exchange, say)
-    start = f"{exchange.method} {upstream.target(exchange.target)} HTTP/1.1".encode("ascii")
-    return RequestHead(serialize(start, kept), length, chunked, bool(upgrade), expect)
+        lines += _announced(exchange, say)
+    return RequestHead(head_of(lines), length, chunked, upgrading, expect)
 
 
-def _announced(exchange: Exchange, say: Announcements) -> list[tuple[bytes, bytes]]:
-    added: list[tuple[bytes, bytes]] = []
+def _without(lines: list[bytes], names: frozenset[bytes]) -> list[bytes]:
+    """``lines``, the first aside, without the headers called ``names`` (lower case)."""
+    return lines[:1] + [line for line in lines[1:] if line.partition(b":")[0].lower() not in names]
+
+
+def _announced(exchange: Exchange, say: Announcements) -> list[bytes]:
+    added: list[bytes] = []
     if say.via:
-        added.append((b"Via", f"{exchange.version[0]}.{exchange.version[1]} {say.via}".encode()))
+        added.append(f"Via: {exchange.version[0]}.{exchange.version[1]} {say.via}".encode())
     if say.forwarded:
         address = f'"[{exchange.remote}]"' if ":" in exchange.remote else exchange.remote or "unknown"
         host = exchange.find(b"host")
-        value = f"for={address}".encode() + (b';host="' + host + b'"' if host and _HOST.fullmatch(host) else b"")
-        added.append((b"Forwarded", value))
+        value = f"Forwarded: for={address}".encode() + (b';host="' + host + b'"' if host and _HOST.fullmatch(host) else b"")
+        added.append(value)
     return added
 
 
-@attrs.frozen
+@attrs.define
 class CallerFraming:
     """How a response is framed towards the caller: ``chunked``; or ``until_close``, where only the end of the
     connection ends the body (an HTTP/1.0 caller of a body without length)."""
@@ -135,13 +144,16 @@ def caller_framing(version: tuple[int, int], decoder: Decoder, transformed: bool
 
 def relayed_headers(exchange: Exchange, headers: RawHeaders, say: Announcements) -> RawHeaders:
     """The end-to-end headers of a response, with the gateway's own in place of namesakes from upstream."""
-    added = exchange.added_headers
-    drop = frozenset([name.lower().encode() for name in added])
-    if exchange.transforms:
-        drop = drop | _OF_THE_WHOLE_BODY
-    kept = end_to_end(headers, drop)
+    added, ours = exchange.added_headers, set()
+    mine = []
     for name, value in added.items():
-        kept.append((name.encode(), value.encode("utf-8", "surrogateescape")))
+        raw = name.encode()
+        ours.add(raw.lower())
+        mine.append((raw, value.encode("utf-8", "surrogateescape")))
+    if exchange.transforms:
+        ours |= _OF_THE_WHOLE_BODY
+    kept = end_to_end(headers, ours)
+    kept += mine
     if say.via:
         kept.append((b"Via", f"1.1 {say.via}".encode()))
     return tuple(kept)
@@ -156,14 +168,16 @@ def response_head(
     keep_alive: bool,
 ) -> bytes:
     """A response head for a caller of HTTP ``version``. ValueError when a header would break out of its line."""
-    lines = list(headers)
+    modern = version >= (1, 1)
+    lines = [b"HTTP/1.%d %d %b" % (modern, status, reason)]
+    lines += [name + b": " + value for name, value in headers]
     if framing.chunked:
         lines.append(CHUNKED)
-    if not keep_alive and version >= (1, 1):
-        lines.append((b"Connection", b"close"))
-    elif keep_alive and version < (1, 1):
-        lines.append((b"Connection", b"keep-alive"))
-    return serialize(b"HTTP/%d.%d %d %b" % (*version, status, reason), lines)
+    if not keep_alive and modern:
+        lines.append(b"Connection: close")
+    elif keep_alive and not modern:
+        lines.append(b"Connection: keep-alive")
+    return head_of(lines)
 
 
 def interim_head(status: int, reason: bytes, headers: RawHeaders) -> bytes:

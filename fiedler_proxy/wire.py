@@ -53,7 +53,7 @@ class WireError(Exception):
         self.code = code
 
 
-@attrs.frozen
+@attrs.define
 class ResponseHead:
     """A response head as received: ``reason`` and ``headers`` are raw; ``decoder`` knows where the body ends."""
 

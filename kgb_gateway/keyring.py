@@ -25,6 +25,9 @@ from kgb_gateway.keys_file import (
     signature_of,
 )
 
+REFRESH_SECONDS = 0.002
+"""How old the look at the file may be: no command that changes it ends sooner than that after its change."""
+
 _NO_DIGEST = bytes(32)  # no HMAC-SHA256 anybody could find
 
 _log = logging.getLogger("kgb.keys")
@@ -54,7 +57,7 @@ class Verdict(enum.StrEnum):
 
 
 class Keyring:
-    """The keys of one file. Call ``refresh`` once for each request, then ``check`` and ``holds_key``."""
+    """The keys of one file. Call ``refresh_if_due`` once for each request, then ``check`` and ``holds_key``."""
 
     def __init__(self, path: Path | None) -> None:
         """``path`` None: there is no file and never will be."""
@@ -63,6 +66,7 @@ class Keyring:
         self._document = Document(b"\0" * 32)
         self._keys: dict[bytes, tuple[Key, Caller]] = {}
         self._seen: Signature | str | None = None
+        self._due = 0.0
 
     def load(self) -> None:
         """Read the file for the first time. KeysFileError when it is there and cannot be trusted."""
@@ -72,6 +76,13 @@ class Keyring:
             self._adopt(*read_keys_file(self.path))
         except FileNotFoundError:
             self.state = State.ABSENT
+
+    def refresh_if_due(self) -> None:
+        """``refresh``, unless that was less than REFRESH_SECONDS ago."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + REFRESH_SECONDS
+            self.refresh()
 
     def refresh(self) -> None:
         """Follow the file: one ``stat``, and a read when anything about it has changed. Never raises."""

@@ -37,6 +37,7 @@ from kgb_gateway.middlewares.access_log import (
     PATH_CAP,
     VALUE_CAP,
     AccessLog,
+    Entry,
     entry_of,
     line_of,
     note_of,
@@ -197,11 +198,11 @@ class TestLaw:
     async def test_the_loop_renders_no_line(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rendered_in: set[str] = set()
 
-        def name_thread(text: str) -> str:
+        def name_thread(entry: Entry, quote: object) -> str:
             rendered_in.add(threading.current_thread().name)
-            return text
+            return "{}"
 
-        monkeypatch.setattr("kgb_gateway.middlewares.access_log._redact", name_thread)
+        monkeypatch.setattr("kgb_gateway.middlewares.access_log._render", name_thread)
         async with serving(AccessLog(str(path))) as client:
             await client.get("/")
             await client.read_response()

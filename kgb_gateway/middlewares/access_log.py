@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 from urllib.parse import unquote
 
@@ -18,7 +19,7 @@ from aiohttp import web
 
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.exchange import Exchange, Observer, RawHeaders
-from fiedler_proxy.headers import REDACTED
+from fiedler_proxy.headers import KINDS_CAP, REDACTED
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
 from kgb_gateway.log_writer import LogWriter
@@ -43,6 +44,7 @@ _KEYS = re.compile(r"kgb_[0-9a-z]{10}_\w*|sk-[\w-]{16,}|AIza[\w-]{16,}")
 
 _Scalar = str | int | float | bool | None
 
+_quote = json.encoder.encode_basestring_ascii
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -121,14 +123,14 @@ def entry_of(exchange: Exchange) -> Entry:
     """What is to be logged of a closed ``exchange``. Bounded in time and size: it runs on the event loop."""
     ended = exchange.started if exchange.ended is None else exchange.ended
     first_byte = exchange.first_byte
-    upstream_id = _first(exchange.response_headers, UPSTREAM_ID_HEADERS)
+    upstream_id = _UPSTREAM_ID.first(exchange.response_headers)
     return Entry(
         exchange.started_at,
         exchange.id[:VALUE_CAP],
         exchange.method[:VALUE_CAP],
         exchange.path[:PATH_CAP],
         exchange.status,
-        str(exchange.outcome),
+        "" if exchange.outcome is None else exchange.outcome.value,
         exchange.error_code[:VALUE_CAP],
         exchange.request_size,
         exchange.response_size,
@@ -140,17 +142,48 @@ def entry_of(exchange: Exchange) -> Entry:
         "" if exchange.upstream is None else exchange.upstream.name[:VALUE_CAP],
         exchange.remote[:VALUE_CAP],
         # The gateway's own errors name its own id where an SDK looks for one.
-        b"" if upstream_id == exchange.id.encode() else upstream_id,
-        _first(exchange.request_headers, SESSION_HEADERS),
-        {key[:VALUE_CAP]: _scalar(exchange.facts[key]) for key in list(exchange.facts)[:FACTS_CAP]},
+        b"" if upstream_id and upstream_id == exchange.id.encode() else upstream_id,
+        _SESSION.first(exchange.request_headers),
+        _facts(exchange.facts) if exchange.facts else _NO_FACTS,
     )
 
 
-def _first(headers: RawHeaders, names: frozenset[bytes]) -> bytes:
-    for name, value in headers:
-        if name.lower() in names:
-            return value[:VALUE_CAP]
-    return b""
+class _Names:
+    """A set of header names that knows how each was spelled: a look-up for a header, and no copy of its name."""
+
+    __slots__ = ("_known", "_names")
+
+    def __init__(self, names: frozenset[bytes]) -> None:
+        self._names = names
+        self._known: dict[bytes, bool] = {}
+
+    def learn(self, name: bytes) -> bool:
+        if len(self._known) >= KINDS_CAP:
+            self._known.clear()
+        known = name.lower() in self._names
+        if len(name) <= 64:
+            self._known[name] = known
+        return known
+
+    def first(self, headers: RawHeaders) -> bytes:
+        """The value of the first of ``headers`` whose name is in the set, cut; else empty."""
+        known = self._known
+        for name, value in headers:
+            wanted = known.get(name)
+            if wanted is None:
+                wanted = self.learn(name)
+            if wanted:
+                return value[:VALUE_CAP]
+        return b""
+
+
+_UPSTREAM_ID = _Names(UPSTREAM_ID_HEADERS)
+_SESSION = _Names(SESSION_HEADERS)
+_NO_FACTS: dict[str, _Scalar] = {}
+
+
+def _facts(facts: dict[str, object]) -> dict[str, _Scalar]:
+    return {key[:VALUE_CAP]: _scalar(facts[key]) for key in list(facts)[:FACTS_CAP]}
 
 
 def _scalar(value: object) -> _Scalar:
@@ -170,29 +203,40 @@ def _scalar(value: object) -> _Scalar:
 
 def line_of(entry: Entry) -> str:
     """The JSON line of ``entry``, without its end: ASCII, no control character."""
-    return _encode(
-        {
-            "time": _rfc3339(entry.started_at),
-            "id": entry.id,
-            "method": entry.method,
-            "path": _redact(entry.path),
-            "status": entry.status,
-            "outcome": entry.outcome,
-            "error": entry.error,
-            "bytes_in": entry.bytes_in,
-            "bytes_out": entry.bytes_out,
-            "ttfb_ms": None if entry.ttfb is None else round(entry.ttfb * 1000, 3),
-            "duration_ms": round(entry.duration * 1000, 3),
-            "caller": entry.caller,
-            "route": entry.route,
-            "slot": entry.slot,
-            "upstream": entry.upstream,
-            "remote": entry.remote,
-            "upstream_request_id": _redact(entry.upstream_id.decode("latin-1")),
-            "session": _redact(entry.session.decode("latin-1")),
-            "facts": {_redact(k): _redact(v) if isinstance(v, str) else v for k, v in entry.facts.items()},
-        }
+    line = _render(entry, _quote)
+    if _may_hold_a_key(line):
+        line = _render(entry, _quote_redacted)
+    return line.replace("\x7f", "\\u007f")
+
+
+def _render(entry: Entry, quote: Callable[[str], str]) -> str:
+    """Written out field by field: this is half of what a line costs, and a line is written for every exchange."""
+    ttfb = "null" if entry.ttfb is None else f"{entry.ttfb * 1000:.3f}"
+    upstream_id = quote(entry.upstream_id.decode("latin-1")) if entry.upstream_id else '""'
+    session = quote(entry.session.decode("latin-1")) if entry.session else '""'
+    facts = _render_facts(entry.facts, quote) if entry.facts else "{}"
+    return (
+        f'{{"time":"{_rfc3339(entry.started_at)}","id":{_quote(entry.id)},"method":{quote(entry.method)},'
+        f'"path":{quote(entry.path)},"status":{entry.status},"outcome":"{entry.outcome}","error":{quote(entry.error)},'
+        f'"bytes_in":{entry.bytes_in},"bytes_out":{entry.bytes_out},"ttfb_ms":{ttfb},'
+        f'"duration_ms":{entry.duration * 1000:.3f},"caller":{quote(entry.caller)},"route":{quote(entry.route)},'
+        f'"slot":{quote(entry.slot)},"upstream":{quote(entry.upstream)},"remote":{quote(entry.remote)},'
+        f'"upstream_request_id":{upstream_id},"session":{session},"facts":{facts}}}'
     )
+
+
+def _render_facts(facts: dict[str, _Scalar], quote: Callable[[str], str]) -> str:
+    pairs = (f"{quote(key)}:{quote(value) if isinstance(value, str) else _encode(value)}" for key, value in facts.items())
+    return "{" + ",".join(pairs) + "}"
+
+
+def _quote_redacted(text: str) -> str:
+    return _quote(_redact(text))
+
+
+def _may_hold_a_key(line: str) -> bool:
+    """Whether a closer look is due: one of the marks of ``_KEYS``, or a percent sign that could hide one."""
+    return "kgb_" in line or "sk-" in line or "AIza" in line or "%" in line
 
 
 def note_of(missing: int) -> str:
@@ -202,7 +246,13 @@ def note_of(missing: int) -> str:
 
 def _rfc3339(seconds: float) -> str:
     """RFC 3339 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+@lru_cache(8)
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _redact(text: str) -> str:

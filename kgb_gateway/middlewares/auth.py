@@ -16,6 +16,7 @@ from aiohttp import web
 
 from fiedler_proxy.errors import ExchangeError, SettingsError
 from fiedler_proxy.exchange import Exchange, RawHeaders
+from fiedler_proxy.headers import KINDS_CAP
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
 from kgb_gateway.caller import ANONYMOUS, Caller
@@ -66,7 +67,7 @@ class Auth:
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = request[EXCHANGE]
-        self._keyring.refresh()
+        self._keyring.refresh_if_due()
         shown, leaks, elsewhere = self._scan(exchange.request_headers)
         if elsewhere:
             # The known headers stay until the caller is known: they tell in which dialect a refusal is written, and
@@ -75,7 +76,7 @@ class Auth:
         self._check_target(exchange)
         caller = self._caller(exchange, shown)
         if leaks:
-            exchange.remove_request_headers(lambda name, value: value in leaks)
+            exchange.request_headers = tuple([pair for pair in exchange.request_headers if pair[1] not in leaks])
         exchange.caller = caller.name
         if not caller.may_ask(exchange.path):
             raise _out_of_scope(caller)
@@ -136,21 +137,42 @@ class Auth:
                 message = f"A key of this gateway stands in the {where} of the URL."
                 raise _refusal(f"key_in_{where}", message, f"{_HOW}; rotate this one, since URLs end up in logs")
 
+    def _leaks(self, value: bytes) -> bool:
+        if b"kgb_" in value and self._keyring.holds_key(value):
+            return True
+        return value[:6].lower() == b"basic " and self._keyring.holds_key(_basic(value))
+
     def _scan(self, headers: RawHeaders) -> tuple[dict[bytes, list[bytes]], set[bytes], bool]:
         """The values that may be keys, by header; those that hold a key of ours; whether one stands elsewhere."""
         shown: dict[bytes, list[bytes]] = {}
         leaks: set[bytes] = set()
         elsewhere = False
         for name, value in headers:
-            lower = name.lower()
-            if lower in _KEY_HEADERS:
-                shown.setdefault(lower, []).append(value)
-                if lower == OWN_HEADER or self._keyring.holds_key(value) or self._keyring.holds_key(_basic(value)):
+            key_header = _KNOWN.get(name)
+            if key_header is None:
+                key_header = _learn(name)
+            if key_header:
+                shown.setdefault(key_header, []).append(value)
+                if key_header == OWN_HEADER or self._leaks(value):
                     leaks.add(value)
             elif b"kgb_" in value and self._keyring.holds_key(value):
                 leaks.add(value)
                 elsewhere = True
         return shown, leaks, elsewhere
+
+
+_KNOWN: dict[bytes, bytes] = {}
+"""Header names, as spelled, and which of KEY_HEADERS each is (b"": none); bounded like ``fiedler_proxy.headers.KINDS``."""
+
+
+def _learn(name: bytes) -> bytes:
+    lower = name.lower()
+    key_header = lower if lower in _KEY_HEADERS else b""
+    if len(_KNOWN) >= KINDS_CAP:
+        _KNOWN.clear()
+    if len(name) <= 64:
+        _KNOWN[name] = key_header
+    return key_header
 
 
 def _bare(value: bytes) -> bytes:
