@@ -103,6 +103,7 @@ class CallerConnection(RequestHandler):
         _log.info("malformed request from %s refused: %s", request.remote, why)
         error = ExchangeError("malformed_request", f"The request is malformed: {why}.", status=400, retry=False)
         answer = render(error, Dialect.PROBLEM, "")
+        answer_in_our_version(request)
         response = OwnResponse(status=answer.status, headers=answer.headers, body=answer.body)
         response.force_close()
         return response
@@ -234,7 +235,7 @@ with warnings.catch_warnings():
             return await self._entrance(request)
 
 
-def answer_in_our_version(request: web.Request) -> None:
+def answer_in_our_version(request: web.BaseRequest) -> None:
     """Answer a request of a version that is not spoken here in HTTP/1.1 (RFC 9112 section 2.3)."""
     request._version = HttpVersion11
 
@@ -347,4 +348,3 @@ def _undelivered(transport: asyncio.Transport, sock: Any) -> bool:
     except (ImportError, OSError, AttributeError):
         return False
     return bool(struct.unpack("i", queued)[0])
-
