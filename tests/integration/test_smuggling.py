@@ -419,3 +419,45 @@ async def test_a_body_that_never_ends_reaches_nobody_whole(guarded: Guarded, fra
         await guarded.up.connections[0].closed()
         assert not request.complete
     await guarded.reached_nobody()
+
+
+LOST_TAIL = pytest.mark.xfail(
+    strict=True, reason="aiohttp drops what came in the same read behind an upgrade to a protocol it does not know"
+)
+UPGRADE = b"POST /upgrade HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: %s\r\nContent-Length: 3\r\n\r\nabc"
+
+
+@pytest.mark.parametrize(
+    "protocol", [b"websocket", pytest.param(b"h2c", marks=LOST_TAIL), pytest.param(b"tcp", marks=LOST_TAIL)]
+)
+async def test_an_upgrade_nobody_takes_up_moves_no_boundary(protocol: bytes) -> None:
+    """What follows is either the next request, from its first byte on, or is not read at all."""
+    arrived = asyncio.Event()
+
+    @serve_forever
+    async def slow(request: ReceivedRequest, conn: UpstreamConnection) -> None:
+        await request.body()
+        await arrived.wait()
+        await conn.send_response(200, body=request.target)
+
+    async with ScriptedUpstream(slow) as up, relaying(up) as gate, gate.caller(guard=2.0) as c:
+        await c.send(UPGRADE % protocol + b"GET /next HTTP/1.1\r\n" + HOST + b"X: ")
+        await up.wait_for_requests(1)
+        with contextlib.suppress(PeerLeft):
+            await c.send(SMUGGLED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        arrived.set()
+        await c.read_until_close()
+        assert [request.target for request in up.requests] in ([b"/upgrade", b"/next"], [b"/upgrade"])
+
+
+@pytest.mark.parametrize(
+    "protocol", [b"websocket", pytest.param(b"h2c", marks=LOST_TAIL), pytest.param(b"tcp", marks=LOST_TAIL)]
+)
+async def test_a_request_behind_an_upgrade_nobody_takes_up_is_answered_or_cut(
+    guarded: Guarded, protocol: bytes
+) -> None:
+    async with guarded.gate.caller(guard=0.5) as c:
+        await c.send(UPGRADE % protocol + b"GET /next HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n")
+        assert (await c.read_response()).body == b"/upgrade"
+        raw, _ = await c.read_until_close()
+        assert raw == b"" or raw.endswith(b"/next")
