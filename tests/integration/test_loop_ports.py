@@ -10,7 +10,6 @@ from .helpers import relaying
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a test choose a port that is in use")
-@pytest.mark.xfail(strict=True, reason="own connections are told by their local address alone")
 async def test_a_caller_whose_port_equals_that_of_an_upstream_connection_is_no_loop() -> None:
     """The kernel gives the same local port to connections with different destinations, sooner or later."""
     async with ScriptedUpstream() as up, relaying(up) as gate:
