@@ -88,7 +88,7 @@ class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
     __slots__ = ("_broken", "_caller", "_connection", "_done", "_ended", "_exchange", "_framing", "_gateway", "_head",
-                 "_loop", "_out", "_request", "_response", "_stopped", "_timer", "_tunnel", "_upload")  # fmt: skip
+                 "_look_after", "_loop", "_out", "_request", "_response", "_stopped", "_timer", "_tunnel", "_upload")  # fmt: skip
 
     def __init__(
         self,
@@ -111,6 +111,7 @@ class Flow:
         self._framing: heads.CallerFraming | None = None
         self._upload: Upload | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._look_after = 0.0
         self._broken: Exception | None = None
         self._ended = False
         self._stopped = False
@@ -319,10 +320,10 @@ class Flow:
     # The clock: one timer an exchange, which looks at when bytes last moved.
 
     def _arm(self) -> None:
-        timeouts = self._connection_timeouts()
-        first = min((limit for limit in timeouts if limit), default=0.0)
-        if first:
-            self._timer = self._loop.call_later(first, self._watch)
+        # Never longer than the shorter one: which of the two counts is known only when the head is there.
+        self._look_after = min((limit for limit in self._connection_timeouts() if limit), default=0.0)
+        if self._look_after:
+            self._timer = self._loop.call_later(self._look_after, self._watch)
 
     def _connection_timeouts(self) -> tuple[float, float]:
         upstream = self._exchange.upstream
@@ -334,9 +335,9 @@ class Flow:
         if self._tunnel or self._done.done():
             return  # an open tunnel may be silent for as long as both ends like
         limit, since, error = self._clock()
-        left = since + limit - self._loop.time() if limit else 60.0
+        left = since + limit - self._loop.time() if limit else self._look_after
         if left > 0:
-            self._timer = self._loop.call_later(left, self._watch)
+            self._timer = self._loop.call_later(min(left, self._look_after), self._watch)
             return
         self._connection.abort()
         self.fail(error)
