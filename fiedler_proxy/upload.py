@@ -37,6 +37,10 @@ def body_too_large(limit: int) -> ExchangeError:
     )
 
 
+READ_TURNS = 2
+"""Turns of the loop within which it reads what has arrived: one polls, the next one reads."""
+
+
 class Failing(Protocol):
     """Who hears that an upload failed."""
 
@@ -138,12 +142,20 @@ class Upload:
             if self._limit and sent > self._limit:
                 raise body_too_large(self._limit)
             exchange.tell_request_bytes(data)
+            await self._let_answer_in()
             connection.write(chunk(data) if self._head.chunked else data)
             if connection.writing_paused:
                 await self._wait_for_room()
         if self._head.chunked:
             connection.write(LAST_CHUNK)
         connection.finish_request()
+
+    async def _let_answer_in(self) -> None:
+        """An upstream may answer early and close: a write that fails then would take the unread answer with it."""
+        for _ in range(READ_TURNS):
+            if not self._connection.has_news():
+                return
+            await asyncio.sleep(0)
 
     async def _wait_for_room(self) -> None:
         self._room = self._loop.create_future()

@@ -207,6 +207,10 @@ class UpstreamConnection(asyncio.Protocol):
             return False
         return self._heard is not None and not self._heard()
 
+    def has_news(self) -> bool:
+        """Whether something arrived that the loop has not read yet: an early answer, perhaps with a reset behind it."""
+        return self.state is not State.CLOSED and self._heard is not None and self._heard()
+
     # asyncio's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -314,7 +318,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._decoder = None
         head, self._head = self._head, None
         assert head is not None
-        if decoder.rest or not head.reusable or not self.request_done:
+        if decoder.rest or not head.reusable or not self.request_done or self._unsent():
             self._close()
         else:
             self.state = State.IDLE
@@ -323,6 +327,10 @@ class UpstreamConnection(asyncio.Protocol):
                 self.resume()
             self._owner.freed(self)
         sink.on_end()
+
+    def _unsent(self) -> bool:
+        """An answer came before its request was out: whether the upstream reads on is unknown."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     def _fail(self, error: Exception) -> None:
         sink, self._sink = self._sink, None
