@@ -193,3 +193,25 @@ async def relaying(
     app = create_application(gateway, chain, Relay(gateway), server_options=server_options)
     async with start_app(app) as address:
         yield Serving(gateway, address, records)
+
+
+class Clock:
+    """The time of asyncio's own loop, moved forward by hand: hours pass in a test without anybody waiting.
+
+    The kit's guards run on the same clock: nothing of the kit may be waiting (for ever is fine) while time is moved.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._real = loop.time
+        self._ahead = 0.0
+        loop.time = self._time  # type: ignore[method-assign]
+
+    async def advance(self, seconds: float) -> None:
+        """Let ``seconds`` pass and the loop do what is due by then."""
+        self._ahead += seconds
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def _time(self) -> float:
+        return self._real() + self._ahead

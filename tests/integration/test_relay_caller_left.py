@@ -161,8 +161,8 @@ async def test_a_caller_leaves_in_an_upload_that_the_upstream_holds_back(leave: 
         await c.post("/", [(b"Content-Length", b"%d" % (64 * len(PIECE)))])
         await points.wait("stalled")
         transport = c.peer.transport
-        (recorder,) = await gate.records.begun()
-        while recorder.transport.is_reading():
+        (recorder,), (connection,) = gate.records.all, gate.upstream_connections
+        while recorder.transport.is_reading() or not connection.writing_paused:
             transport.write(PIECE[:65536] if transport.get_write_buffer_size() < len(PIECE) else b"")
             await asyncio.sleep(0)
         if leave is fin:
