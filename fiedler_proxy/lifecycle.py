@@ -23,6 +23,7 @@ from fiedler_proxy.server import (
     Handler,
     OwnResponse,
     answer_in_our_version,
+    caller_has_left,
     observe_writes,
     raw_headers,
     raw_target,
@@ -206,7 +207,10 @@ class Edge:
             outcome = Outcome.CALLER_LEFT
             raise
         except asyncio.CancelledError:
-            outcome = Outcome.GATEWAY_STOPPED if self._gateway.stopping else Outcome.CALLER_LEFT
+            if self._gateway.stopping:
+                outcome = Outcome.GATEWAY_STOPPED
+            elif request.transport is None:
+                outcome = Outcome.CALLER_LEFT
             raise
         finally:
             self._gateway.live.pop(exchange, None)
@@ -218,10 +222,12 @@ class Edge:
         except ExchangeError as error:
             response = self._own_answer(request, exchange, error)
         except web.HTTPException as error:
-            response = error
-        except (ResponseCut, ConnectionError):
+            response = OwnResponse(status=error.status, reason=error.reason, headers=error.headers, body=error.body)
+        except ResponseCut:
             raise
         except Exception as error:
+            if isinstance(error, ConnectionError) and caller_has_left(request):
+                raise
             _log.error("exchange %s: %s\n%s", exchange.id, type(error).__name__, _frames(error))
             response = self._own_answer(request, exchange, _gateway_fault(error))
         if not isinstance(response, web.StreamResponse):
