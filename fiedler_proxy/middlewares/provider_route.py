@@ -1,0 +1,30 @@
+"""provider_route: which upstream serves a request. For now there is one, and the origin's path prefix for it."""
+
+from typing import ClassVar
+
+import attrs
+from aiohttp import web
+
+from fiedler_proxy.lifecycle import EXCHANGE
+from fiedler_proxy.server import Handler
+
+
+@web.middleware
+@attrs.frozen
+class ProviderRoute:
+    """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target."""
+
+    prefixes: tuple[str, ...] = ("/anthropic-proxy",)
+
+    after: ClassVar[tuple[str, ...]] = ("auth",)
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        exchange.route = "default"
+        for prefix in self.prefixes:
+            rest = exchange.target.removeprefix(prefix)
+            if rest != exchange.target and rest[:1] in ("", "/", "?"):
+                exchange.target = rest if rest[:1] == "/" else "/" + rest
+                exchange.route = prefix.strip("/")
+                break
+        return await handler(request)
