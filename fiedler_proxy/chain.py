@@ -107,7 +107,7 @@ def compose(
     """
     names = list(names)
     points = installed()
-    spellings = {name: table for name, table in tables.items()}
+    spellings = dict(tables)
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.add(where, f"{name!r} stands in the chain more than once")
     entries = []
