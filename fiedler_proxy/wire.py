@@ -12,6 +12,7 @@ import asyncio
 import re
 import select
 import socket
+import ssl
 from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
@@ -244,7 +245,8 @@ class UpstreamConnection(asyncio.Protocol):
         sink.on_turn()
 
     def eof_received(self) -> bool | None:
-        self.eof = True
+        tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
+        self.eof = tls is None or _said_goodbye(tls)
         return None
 
     def pause_writing(self) -> None:
@@ -428,6 +430,16 @@ def _head_end(data: bytes) -> int:
     """Behind the first empty line; RFC 9112 section 2.2 allows a line to end in LF alone."""
     match = _EMPTY_LINE.search(data)
     return match.end() if match is not None else -1
+
+
+def _said_goodbye(tls: ssl.SSLObject) -> bool:
+    """Whether the upstream ended its stream with close_notify: without it the end may be an attacker's (RFC 9112 9.8)."""
+    try:
+        return not tls.read(1)
+    except ssl.SSLZeroReturnError:
+        return True
+    except ssl.SSLError:
+        return False
 
 
 def _readable(sock: socket.socket) -> Callable[[], bool]:

@@ -30,6 +30,10 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.done: list[str] = []
+        self.unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -281,6 +285,13 @@ class TestReuse:
 
     async def test_an_answer_before_the_request_was_sent_closes_it(self, bench: Bench) -> None:
         assert bench.ask(whole=False).hear(OK + b"Content-Length: 1\r\n\r\nx")[-1] == ("end",)
+        assert bench.transport.ended
+        assert bench.told == []
+
+    async def test_an_answer_before_the_request_has_left_us_closes_it(self, bench: Bench) -> None:
+        bench.ask()
+        bench.transport.unsent = 1
+        assert bench.hear(OK + b"Content-Length: 1\r\n\r\nx")[-1] == ("end",)
         assert bench.transport.ended
         assert bench.told == []
 

@@ -21,7 +21,7 @@ from fiedler_proxy.relay import Relay
 from fiedler_proxy.server import Handler
 from fiedler_proxy.testing import Address, RawClient, ScriptedUpstream, start_app
 from fiedler_proxy.testing.rendezvous import GUARD, Signal
-from fiedler_proxy.upstream import PoolLimits, Timeouts, parse_upstream
+from fiedler_proxy.upstream import PoolLimits, Timeouts, Upstream, parse_upstream
 from fiedler_proxy.wire import UpstreamConnection
 
 SOON = 1.0
@@ -172,7 +172,7 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def relaying(
-    upstream: ScriptedUpstream | str,
+    upstream: ScriptedUpstream | Upstream | str,
     *links: Link,
     base: str = "",
     timeouts: Timeouts | None = None,
@@ -180,18 +180,23 @@ async def relaying(
     body_limit: int = 0,
     say: Announcements | None = None,
     server_options: dict[str, object] | None = None,
+    shutdown_timeout: float = 1.0,
 ) -> AsyncIterator[Serving]:
     """A gateway in front of ``upstream`` with the base path ``base``, served as in production.
 
-    ``links`` stand between the recorder and the relay. ``server_options`` are those of the listener.
+    An ``Upstream`` is taken as it is: it has its own base path, timeouts and limits. ``links`` stand between the
+    recorder and the relay. ``server_options`` are those of the listener.
     """
-    url = upstream if isinstance(upstream, str) else upstream.url
-    target = parse_upstream(url + base, timeouts=timeouts, limits=limits)
+    if isinstance(upstream, Upstream):
+        target = upstream
+    else:
+        url = upstream if isinstance(upstream, str) else upstream.url
+        target = parse_upstream(url + base, timeouts=timeouts, limits=limits)
     gateway = Gateway(target, body_limit=body_limit, say=say or Announcements())
     records = Records()
     chain: Iterable[Link] = [Guard(), Health(), Recording(records), *links]
     app = create_application(gateway, chain, Relay(gateway), server_options=server_options)
-    async with start_app(app) as address:
+    async with start_app(app, shutdown_timeout=shutdown_timeout) as address:
         yield Serving(gateway, address, records)
 
 
