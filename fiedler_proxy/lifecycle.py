@@ -24,9 +24,11 @@ from fiedler_proxy.server import (
     OwnResponse,
     answer_in_our_version,
     caller_has_left,
+    next_request_is_lost,
     observe_writes,
     raw_headers,
     raw_target,
+    raw_version,
 )
 from fiedler_proxy.target import path_of
 from fiedler_proxy.upstream import Upstream
@@ -169,7 +171,7 @@ async def own_head(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.popall("Server", None)
     for name, value in exchange.added_headers.items():
         response.headers[name] = value
-    if request.app[GATEWAY].draining and response.keep_alive:
+    if response.keep_alive and (request.app[GATEWAY].draining or next_request_is_lost(request)):
         response.force_close()
         response.headers["Connection"] = "close"
     exchange.head_sent = True
@@ -238,11 +240,11 @@ class Edge:
     def _own_answer(self, request: web.Request, exchange: Exchange, error: ExchangeError) -> web.StreamResponse:
         exchange.error_code = error.code
         exchange.facts["fault"] = str(error.fault)
+        ending = exchange.ending = exchange.ending or error_outcome(error)
         if exchange.head_sent:
-            raise ResponseCut(error_outcome(error), error.code)
+            raise ResponseCut(ending, error.code)
         answer = render_for(exchange, error)
         response = OwnResponse(status=answer.status, headers=answer.headers, body=answer.body)
-        exchange.ending = error_outcome(error)
         if error.status in _CLOSING or not request.content.is_eof():
             # Where the next request begins is doubtful, or not worth reading the rest of an upload for.
             response.force_close()
@@ -254,7 +256,7 @@ async def send(request: web.Request, exchange: Exchange, response: web.StreamRes
     if exchange.head_sent:
         if not response.prepared:
             _log.error("exchange %s: a link answered although a response had begun", exchange.id)
-            raise ResponseCut(Outcome.GATEWAY_FAULT, "second_response")
+            raise ResponseCut(exchange.ending or Outcome.GATEWAY_FAULT, "second_response")
         await response.write_eof()
         return response
     await response.prepare(request)
@@ -268,7 +270,7 @@ def open_exchange(request: web.Request, gateway: Gateway) -> Exchange:
     exchange = Exchange(
         request.method,
         target,
-        (request.version[0], request.version[1]),
+        raw_version(request),
         raw_headers(request),
         request.remote or "",
         new_id(),

@@ -21,6 +21,7 @@ from fiedler_proxy.server import (
     UpgradedReader,
     caller_connection,
     drain,
+    next_request_is_lost,
     read_body,
     reset_after_delivery,
     take_buffered,
@@ -29,7 +30,6 @@ from fiedler_proxy.server import (
 from fiedler_proxy.upload import Upload, body_too_large
 from fiedler_proxy.upstream import Upstream
 from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
-
 
 _log = logging.getLogger("kgb.relay")
 
@@ -46,6 +46,8 @@ class Relay:
         exchange = request[EXCHANGE]
         upstream = exchange.upstream
         assert upstream is not None
+        if exchange.head_sent:
+            raise ResponseCut(Outcome.GATEWAY_FAULT, "second_response")  # a link asked again after an answer
         head = self._head(exchange, upstream)
         pool = self._gateway.pool(upstream)
         exchange.attempts += 1
@@ -128,7 +130,8 @@ class Flow:
         try:
             await self._done
             await drain(self._request)
-        except ResponseCut:
+        except ResponseCut as cut:
+            self._exchange.ending, self._exchange.error_code = cut.outcome, cut.code  # whatever a link makes of it
             if self._framing is not None and self._framing.until_close and self._caller.transport is not None:
                 await reset_after_delivery(self._caller.transport)
             raise
@@ -148,11 +151,13 @@ class Flow:
         if self._upload is not None:
             self._upload.stop()
         self._caller.resumed = None
+        self._exchange.on_abort(None)
         if not self._ended:
             self._connection.abort()
 
     def abort(self, outcome: Outcome) -> None:
         """End the exchange from outside (drain, kill)."""
+        self._exchange.ending = outcome
         stopping = ExchangeError("gateway_stopping", "The gateway is stopping.", status=503, fault=Fault.GATEWAY)
         self.fail(ResponseCut(outcome, "gateway_stopping") if self._exchange.head_sent else stopping)
 
@@ -207,7 +212,7 @@ class Flow:
         self._framing = framing
         self._tunnel = head.status == 101
         keep = request.keep_alive and not (framing.until_close or self._gateway.draining or self._tunnel)
-        if self._upload is not None and self._upload.unasked:
+        if next_request_is_lost(request) or (self._upload is not None and self._upload.unasked):
             keep = False  # the caller waits for a 100 that will not come: where its next request begins is unclear
         try:
             if self._tunnel:

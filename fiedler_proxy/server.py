@@ -240,6 +240,19 @@ def answer_in_our_version(request: web.BaseRequest) -> None:
     request._version = HttpVersion11
 
 
+def next_request_is_lost(request: web.Request) -> bool:
+    """Whether aiohttp dropped what came in the same read behind this request: it does so behind an upgrade to a
+    protocol that it does not know, and the connection must not be read any further.
+    """
+    return bool(request._message.upgrade) and not request.protocol._upgraded
+
+
+def raw_version(request: web.Request) -> tuple[int, int]:
+    """The HTTP version of the request line; aiohttp's own property would remember it for the answer."""
+    major, minor = request._message.version
+    return major, minor
+
+
 def raw_headers(request: web.Request) -> RawHeaders:
     """The request's headers as received."""
     return request._message.raw_headers

@@ -46,6 +46,7 @@ PRIVATE: dict[str, tuple[type, str]] = {
     # name in server.py: where aiohttp keeps it, and what server.py does with it
     "_messages": (RequestHandler, "a deque of (message, payload): what was parsed and is not served yet"),
     "_current_request": (RequestHandler, "the request being served, or None"),
+    "_upgraded": (BaseProtocol, "whether the caller asked for a protocol that aiohttp knows to switch to"),
     "_drain_helper": (BaseProtocol, "waits until the transport takes bytes again"),
     "_payload_writer": (web.Request, "the StreamWriter of a request's response"),
     "_message": (web.Request, "the RawRequestMessage: raw headers and target"),

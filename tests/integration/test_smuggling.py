@@ -252,9 +252,8 @@ REFUSED = {
 SHAPES = [pytest.param(raw, status, id=name) for status, shapes in REFUSED.items() for name, raw in shapes.items()]
 """Requests with the status each is refused with."""
 
-REPEATED_VERSION = pytest.mark.xfail(strict=True, reason="the refusal's status line repeats the caller's version")
 SMALL_SHAPES = [
-    pytest.param(raw, status, id=name, marks=REPEATED_VERSION if raw in OTHER_VERSIONS.values() else ())
+    pytest.param(raw, status, id=name)
     for status, shapes in REFUSED.items()
     for name, raw in shapes.items()
     if not name.startswith("oversized")
@@ -421,14 +420,11 @@ async def test_a_body_that_never_ends_reaches_nobody_whole(guarded: Guarded, fra
     await guarded.reached_nobody()
 
 
-LOST_TAIL = pytest.mark.xfail(
-    strict=True, reason="aiohttp drops what came in the same read behind an upgrade to a protocol it does not know"
-)
 UPGRADE = b"POST /upgrade HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: %s\r\nContent-Length: 3\r\n\r\nabc"
 
 
 @pytest.mark.parametrize(
-    "protocol", [b"websocket", pytest.param(b"h2c", marks=LOST_TAIL), pytest.param(b"tcp", marks=LOST_TAIL)]
+    "protocol", [b"websocket", pytest.param(b"h2c"), pytest.param(b"tcp")]
 )
 async def test_an_upgrade_nobody_takes_up_moves_no_boundary(protocol: bytes) -> None:
     """What follows is either the next request, from its first byte on, or is not read at all."""
@@ -451,7 +447,7 @@ async def test_an_upgrade_nobody_takes_up_moves_no_boundary(protocol: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "protocol", [b"websocket", pytest.param(b"h2c", marks=LOST_TAIL), pytest.param(b"tcp", marks=LOST_TAIL)]
+    "protocol", [b"websocket", pytest.param(b"h2c"), pytest.param(b"tcp")]
 )
 async def test_a_request_behind_an_upgrade_nobody_takes_up_is_answered_or_cut(
     guarded: Guarded, protocol: bytes
