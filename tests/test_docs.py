@@ -1,23 +1,34 @@
 """The documentation says what is so: codes, commands, examples and names in it are the ones of the code."""
 
 import ast
+import json
 import re
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import attrs
 import pytest
+
+from fiedler_proxy.chain import installed
+from fiedler_proxy.config import keys_of
+from fiedler_proxy.settings import FIEDLER, TABLES
+from kgb_gateway.app import load
+from kgb_gateway.settings import KGB
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.rst", *sorted(DOCS.glob("*.rst")), *sorted((ROOT / "deploy").glob("*.rst"))]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
+PACKAGES = ("fiedler_proxy", "kgb_gateway")
+
 NOT_RUNNING = ("testing", "demo", "compare", "commands")
 """Packages whose errors no caller of the gateway ever sees."""
 
 
 def shipped() -> Iterator[ast.Module]:
-    for package in ("fiedler_proxy", "kgb_gateway"):
+    for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             if not set(path.parts) & set(NOT_RUNNING):
                 yield ast.parse(path.read_text(encoding="utf-8"))
@@ -124,3 +135,121 @@ def test_the_readme_opens_with_two_commands() -> None:
     assert first.endswith("bin/kgb demo")
     assert second.endswith("bin/pytest")
     assert text.index(second) < text.index("\nUsing it\n")
+
+
+# Settings.
+
+BUILT_IN = {name: point.load() for name, point in installed().items() if point.value.startswith(PACKAGES)}
+
+
+def settings_classes() -> dict[str, type]:
+    """Every table of the configuration file, those of the built-in links included, with the class behind it."""
+    return {**TABLES, **{f"links.{name}": link for name, link in BUILT_IN.items() if attrs.has(link)}}
+
+
+def settings_defaults() -> dict[str, object]:
+    """Every setting by its dotted name, with its default."""
+    found: dict[str, object] = {}
+    for table, cls in settings_classes().items():
+        for key, field in keys_of(cls).items():
+            make = getattr(field.default, "factory", None)
+            found[f"{table}.{key}".strip(".")] = field.default if make is None else make()
+    return {name: default for name, default in found.items() if name not in TABLES}
+
+
+def documented_settings() -> dict[str, str]:
+    """The settings that docs/configuration.rst has an entry for, with the default it gives."""
+    text = (DOCS / "configuration.rst").read_text(encoding="utf-8")
+    return dict(re.findall(r"^\.\. confval:: (\S+)\n   :type: .*\n   :default: ``(.*)``$", text, re.MULTILINE))
+
+
+def written(value: object) -> str:
+    """``value`` as TOML."""
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+def test_every_setting_has_an_entry() -> None:
+    assert sorted(documented_settings()) == sorted(settings_defaults())
+
+
+@pytest.mark.parametrize("name", sorted(settings_defaults()))
+def test_the_documented_default_is_the_default(name: str) -> None:
+    assert documented_settings().get(name) == written(settings_defaults()[name])
+
+
+def test_every_environment_variable_is_documented() -> None:
+    text = (DOCS / "configuration.rst").read_text(encoding="utf-8")
+    for program in (KGB, FIEDLER):
+        for variable in (*program.variables, *program.upstream_variables, program.config_variable):
+            assert f"``{variable}``" in text, variable
+
+
+@each_page
+def test_toml_examples_are_valid(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "examples")
+    for block in blocks(page, "toml"):
+        path = tmp_path / "gateway.toml"
+        path.write_text(block)
+        load({"config": str(path)})
+
+
+EXAMPLE = ROOT / "deploy" / "gateway.toml.example"
+
+
+def uncommented() -> str:
+    """The example with every key in force."""
+    return re.sub(r"^#(?=\S)", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", [EXAMPLE.read_text(encoding="utf-8"), uncommented()], ids=["as it is", "every key"])
+def test_the_example_configuration_starts(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(text)
+    load({"config": str(path)})
+
+
+def test_the_example_configuration_holds_every_key() -> None:
+    held = set(_dotted(tomllib.loads(uncommented())))
+    optional = {"links", *(name for name in settings_defaults() if name.startswith(("links.guard", "links.health")))}
+    assert held == set(settings_defaults()) - optional - {"links.provider_route.prefixes"}
+
+
+def test_the_example_configuration_comments_out_defaults_only() -> None:
+    text, defaults = EXAMPLE.read_text(encoding="utf-8"), settings_defaults()
+    table = ""
+    for line in text.split("\n"):
+        if match := re.fullmatch(r"\[(.*)\]", line):
+            table = f"{match[1]}."
+        elif match := re.fullmatch(r"#(\w+) = (.*)", line):
+            assert match[2] == written(defaults[table + match[1]]), line
+
+
+def _dotted(table: Mapping[str, object], above: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{above}{key}.")
+        else:
+            yield above + key
+
+
+# The unit.
+
+
+def unit() -> dict[str, dict[str, list[str]]]:
+    """The systemd unit: section, key, values."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    current: dict[str, list[str]] = {}
+    for line in (ROOT / "deploy" / "kgb-gateway@.service").read_text(encoding="utf-8").split("\n"):
+        if line.startswith("["):
+            current = sections.setdefault(line.strip("[]"), {})
+        elif "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            current.setdefault(key, []).append(value)
+    return sections
+
+
+def test_the_unit_waits_longer_than_a_drain() -> None:
+    service = unit()["Service"]
+    assert float(service["TimeoutStopSec"][0]) > float(str(settings_defaults()["timeouts.drain"])) + 5
+    assert service["Type"] == ["notify"]
+    assert service["KillSignal"] == ["SIGTERM"]
