@@ -23,8 +23,9 @@ from fiedler_proxy.testing import (
     serve_forever,
     start_app,
 )
+from kgb_gateway.app import create_app, load
 from kgb_gateway.commands import compare as command
-from kgb_gateway.demo import create_demo_app
+from kgb_gateway.demo import create_demo_app, demo_upstream
 
 KEY = "sk-very-secret-key"
 EVENTS = [b'data: {"id":"%b"}\n\n', *(b'data: {"word":%d}\n\n' % number for number in range(6)), b"data: [DONE]\n\n"]
@@ -254,6 +255,23 @@ async def test_tls_and_unix_socket(plain_file: Path, tmp_path: Path, capsys: pyt
     said = capsys.readouterr().err
     assert "CERTIFICATE_VERIFY_FAILED" in said
     assert "none.pem: No such file" in said
+
+
+async def test_the_gateway_in_front_of_the_demo_provider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole promise in one command: nothing differs, and every header but the gateway's own is the provider's."""
+    async with demo_upstream(0.005) as provider:
+        flags = {
+            "upstream": provider,
+            "port": 0,
+            "data_dir": str(tmp_path),
+            "links.access_log.path": str(tmp_path / "log"),
+        }
+        async with start_app(create_app(load(flags))) as gateway:
+            code = await run("--direct", provider, "--via", gateway.url)
+    out = capsys.readouterr().out
+    assert code == command.AGREED, out
+    assert out.count("added by the gateway: x-kgb-request-id") == 10
+    assert "letter case" not in out
 
 
 async def test_the_demo_provider_with_itself(capsys: pytest.CaptureFixture[str]) -> None:

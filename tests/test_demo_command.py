@@ -10,7 +10,9 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +61,9 @@ class TestCommand:
         summary = next(line for line in lines if line.startswith("200 OK"))
         assert re.search(r"request [0-9a-f]{8}-[0-9a-f]{4}-7", summary), "the gateway's own id shows that it was passed"
         assert f"{len(events)} events" in summary
+        logged = json.loads(next(line for line in lines if line.startswith("  {")))
+        assert logged["id"] in summary
+        assert (logged["path"], logged["status"], logged["outcome"]) == ("/v1/messages", 200, "completed")
         assert "kgb serve --demo" in said.out
 
     async def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,8 +74,17 @@ class TestCommand:
         assert last["summary"]["events"] == len(events)
         assert last["summary"]["status"] == 200
         assert last["summary"]["error"] is None
+        assert last["summary"]["access_log"]["id"] == last["summary"]["request_id"]
         text = "".join(event["data"]["delta"].get("text", "") for event in events if "delta" in event["data"])
         assert "built-in demo provider, not a model" in text
+
+    async def test_depends_on_nobody(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Neither the user's configuration nor environment changes what is shown, and nothing is left behind."""
+        for name in ("KGB_CONFIG", "KGB_HOST", "KGB_PORT", "ANTHROPIC_BASE_URL", "http_proxy", "XDG_DATA_HOME"):
+            monkeypatch.setenv(name, "/no/such/thing")
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        assert await run("--pace", "0") == 0
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("argument", ["-1", "nan", "inf", "fast", "11"])
     def test_impossible_pace(self, argument: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +99,7 @@ async def broken_gateway(script: Script | list[Step], monkeypatch: pytest.Monkey
     async with ScriptedUpstream(script) as server:
 
         @contextlib.asynccontextmanager
-        async def gateway(upstream: str) -> AsyncIterator[str]:
+        async def gateway(upstream: str, data_dir: Path) -> AsyncIterator[str]:
             yield server.url
 
         monkeypatch.setattr(command, "_gateway", gateway)
@@ -118,7 +132,7 @@ class TestFaults:
         self, fault: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         @contextlib.asynccontextmanager
-        async def gateway(upstream: str) -> AsyncIterator[str]:
+        async def gateway(upstream: str, data_dir: Path) -> AsyncIterator[str]:
             raise fault
             yield ""
 

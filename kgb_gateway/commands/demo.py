@@ -6,15 +6,17 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import attrs
 from aiohttp import web
 
 from fiedler_proxy.errors import SettingsError
-from fiedler_proxy.lifecycle import Gateway, create_application
-from fiedler_proxy.relay import Relay
 from fiedler_proxy.upstream import parse_upstream
+from kgb_gateway.app import create_app, load
 from kgb_gateway.compare.parse import Arrival
 from kgb_gateway.compare.report import tolerant
 from kgb_gateway.compare.requests import Request
@@ -22,12 +24,13 @@ from kgb_gateway.compare.wire import Answer, WireError, ask
 from kgb_gateway.demo import demo_upstream
 from kgb_gateway.demo.provider import DEFAULT_PACE
 from kgb_gateway.demo.show import HEADING, EventReader, ShownEvent, paint
-from kgb_gateway.middlewares.request_id import RequestId
 
 TIMEOUT = 600.0
 """Seconds the whole answer may take."""
 
 PROMPT = "Please use a tool to find out about the weather in Oslo."
+
+_LOG = "access.log"
 
 _WEATHER = {
     "name": "get_weather",
@@ -87,9 +90,14 @@ def _wants_colour() -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _gateway(upstream: str) -> AsyncIterator[str]:
-    gateway = Gateway(parse_upstream(upstream))
-    runner = web.AppRunner(create_application(gateway, [RequestId()], Relay(gateway)), shutdown_timeout=1)
+async def _gateway(upstream: str, data_dir: Path) -> AsyncIterator[str]:
+    """The gateway as ``kgb serve`` composes it, on a free port of this machine; yields its base URL.
+
+    It reads nobody's configuration, keys or environment, and logs to ``data_dir``.
+    """
+    flags = {"upstream": upstream, "port": 0, "data_dir": str(data_dir), "links.access_log.path": str(data_dir / _LOG)}
+    app = create_app(load(flags))
+    runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -113,24 +121,38 @@ def _request() -> Request:
 
 async def _demo(pace: float, out: "_AsText | _AsJson") -> int:
     reader = EventReader()
-    async with demo_upstream(pace) as provider, _gateway(provider) as url:
-        out.begin(url)
-        arrivals: asyncio.Queue[Arrival | None] = asyncio.Queue()
-        asking = asyncio.create_task(
-            ask(parse_upstream(url), _request(), timeout=TIMEOUT, on_arrival=arrivals.put_nowait)
-        )
-        asking.add_done_callback(lambda _: arrivals.put_nowait(None))
-        try:
-            while (arrival := await arrivals.get()) is not None:
-                for event in reader.feed(arrival):
-                    out.event(event)
-        except BaseException:
-            asking.cancel()
-            raise
-        answer = await asking
+    with tempfile.TemporaryDirectory(prefix="kgb-demo-") as directory:
+        data_dir = Path(directory)
+        async with demo_upstream(pace) as provider, _gateway(provider, data_dir) as url:
+            out.begin(url)
+            answer = await _show(url, reader, out)
+        logged = _last_line(data_dir / _LOG)
     fault = _fault(answer, reader.events)
-    out.end(answer, len(reader.events), fault)
+    out.end(Summary(answer, len(reader.events), logged, fault))
     return 1 if fault else 0
+
+
+async def _show(url: str, reader: EventReader, out: "_AsText | _AsJson") -> Answer:
+    """Send the request and show each event as it arrives. Printing must not delay the clock, so it has its own turn."""
+    arrivals: asyncio.Queue[Arrival | None] = asyncio.Queue()
+    asking = asyncio.create_task(ask(parse_upstream(url), _request(), timeout=TIMEOUT, on_arrival=arrivals.put_nowait))
+    asking.add_done_callback(lambda _: arrivals.put_nowait(None))
+    try:
+        while (arrival := await arrivals.get()) is not None:
+            for event in reader.feed(arrival):
+                out.event(event)
+    except BaseException:
+        asking.cancel()
+        raise
+    return await asking
+
+
+def _last_line(log: Path) -> str:
+    """What the gateway noted of the request."""
+    try:
+        return log.read_text().strip().rpartition("\n")[2]
+    except OSError:
+        return ""
 
 
 def _fault(answer: Answer, events: list[ShownEvent]) -> str:
@@ -147,6 +169,42 @@ def _fault(answer: Answer, events: list[ShownEvent]) -> str:
 
 
 @attrs.frozen
+class Summary:
+    """How it went. ``logged``: the gateway's access log of the request; ``fault``: what went wrong, "" for nothing."""
+
+    answer: Answer
+    events: int
+    logged: str
+    fault: str
+
+    @property
+    def request_id(self) -> str:
+        """The gateway's id of the request."""
+        return (self.answer.header(b"x-kgb-request-id") or b"").decode("latin-1")
+
+    def text(self) -> str:
+        """In words."""
+        answer = self.answer
+        return (
+            f"{answer.status} {answer.reason}, request {self.request_id}: {len(answer.body)} bytes in {self.events} events; "
+            f"first byte after {answer.first_byte * 1000:.1f} ms, all after {answer.ended:.2f} s."
+        )
+
+    def document(self) -> dict[str, Any]:
+        """For machines; times in milliseconds."""
+        return {
+            "status": self.answer.status,
+            "request_id": self.request_id,
+            "bytes": len(self.answer.body),
+            "events": self.events,
+            "first_byte_ms": round(self.answer.first_byte * 1000, 3),
+            "total_ms": round(self.answer.ended * 1000, 3),
+            "access_log": json.loads(self.logged) if self.logged else None,
+            "error": self.fault or None,
+        }
+
+
+@attrs.frozen
 class _AsText:
     colour: bool
 
@@ -157,14 +215,14 @@ class _AsText:
     def event(self, event: ShownEvent) -> None:
         print(event.line(colour=self.colour), flush=True)
 
-    def end(self, answer: Answer, events: int, fault: str) -> None:
-        if fault:
-            print(f"\nkgb demo: {fault}", file=sys.stderr)
+    def end(self, summary: Summary) -> None:
+        if summary.fault:
+            print(f"\nkgb demo: {summary.fault}", file=sys.stderr)
             return
-        print(
-            f"\n{answer.status} {answer.reason}, request {_request_id(answer)}: {len(answer.body)} bytes in {events} events; "
-            f"first byte after {answer.first_byte * 1000:.1f} ms, all after {answer.ended:.2f} s.\n\n{_NEXT}"
-        )
+        print(f"\n{summary.text()}")
+        if summary.logged:
+            print(f"\nThe gateway's access log:\n  {summary.logged}")
+        print(f"\n{_NEXT}")
 
 
 @attrs.frozen
@@ -175,22 +233,7 @@ class _AsJson:
     def event(self, event: ShownEvent) -> None:
         print(json.dumps(event.document()), flush=True)
 
-    def end(self, answer: Answer, events: int, fault: str) -> None:
-        summary = {
-            "status": answer.status,
-            "request_id": _request_id(answer),
-            "bytes": len(answer.body),
-            "events": events,
-            "first_byte_ms": round(answer.first_byte * 1000, 3),
-            "total_ms": round(answer.ended * 1000, 3),
-            "error": fault or None,
-        }
-        print(json.dumps({"summary": summary}), flush=True)
-        if fault:
-            print(f"kgb demo: {fault}", file=sys.stderr)
-
-
-def _request_id(answer: Answer) -> str:
-    """The gateway's id of the request, or the provider's."""
-    value = answer.header(b"x-kgb-request-id") or answer.header(b"request-id") or b"(none)"
-    return value.decode("latin-1")
+    def end(self, summary: Summary) -> None:
+        print(json.dumps({"summary": summary.document()}), flush=True)
+        if summary.fault:
+            print(f"kgb demo: {summary.fault}", file=sys.stderr)
