@@ -243,13 +243,16 @@ class Pool:
 
 async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[aiohappyeyeballs.AddrInfoType]:
     infos = await loop.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG if not _literal(host) else 0
+        host, port, type=socket.SOCK_STREAM, flags=0 if _is_local(host) else socket.AI_ADDRCONFIG
     )
+    if not infos:
+        raise socket.gaierror(socket.EAI_NODATA, "the name has no address")
     return list(infos)
 
 
-def _literal(host: str) -> bool:
-    return ":" in host or host.replace(".", "").isdigit()
+def _is_local(host: str) -> bool:
+    """Whether AI_ADDRCONFIG would hide addresses of ``host``: it takes no notice of the loopback interface."""
+    return ":" in host or host.replace(".", "").isdigit() or host == "localhost" or host.endswith(".localhost")
 
 
 def connect_error(error: BaseException, upstream: Upstream) -> ExchangeError:
