@@ -180,12 +180,13 @@ async def relaying(
     body_limit: int = 0,
     say: Announcements | None = None,
     server_options: dict[str, object] | None = None,
-    shutdown_timeout: float = 1.0,
+    **runner: object,
 ) -> AsyncIterator[Serving]:
     """A gateway in front of ``upstream`` with the base path ``base``, served as in production.
 
     An ``Upstream`` is taken as it is: it has its own base path, timeouts and limits. ``links`` stand between the
-    recorder and the relay. ``server_options`` are those of the listener.
+    recorder and the relay. ``server_options`` are those of the listener,
+    ``runner`` those that whoever runs the application may give.
     """
     if isinstance(upstream, Upstream):
         target = upstream
@@ -196,7 +197,7 @@ async def relaying(
     records = Records()
     chain: Iterable[Link] = [Guard(), Health(), Recording(records), *links]
     app = create_application(gateway, chain, Relay(gateway), server_options=server_options)
-    async with start_app(app, shutdown_timeout=shutdown_timeout) as address:
+    async with start_app(app, **runner) as address:
         yield Serving(gateway, address, records)
 
 

@@ -82,6 +82,13 @@ async def test_trap_auto_decompression_is_off_for_chunked_bodies(
         assert up.requests[0].without("host") == [*headers, CHUNKED]
 
 
+async def test_trap_auto_decompression_is_off_whatever_the_runner_says() -> None:
+    body = gzip.compress(b"x" * 1000, mtime=0)
+    async with echo() as up, relaying(up, auto_decompress=True) as gate, gate.caller() as c:
+        await c.post("/", [(b"Content-Encoding", b"gzip")], body)
+        assert (await c.read_response()).body == body
+
+
 @pytest.mark.parametrize("size", [1, 65_535, 65_536, 65_537, TWO_MIB, 9_000_001])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_bodies_of_any_size_arrive_whole(size: int, chunked: bool) -> None:

@@ -79,6 +79,23 @@ async def test_trap_handler_cancellation_is_on_a_caller_leaves_before_the_first_
         assert "response_head" not in recorder.calls
 
 
+async def test_trap_handler_cancellation_is_on_whatever_the_runner_says() -> None:
+    points = Rendezvous()
+
+    async def script(conn: UpstreamConnection) -> None:
+        await conn.request()
+        points.reach("the model thinks")
+        await conn.closed(SOON)
+        points.reach("cancelled")
+
+    async with ScriptedUpstream(script) as up, relaying(up, handler_cancellation=False) as gate, gate.caller() as c:
+        await c.get("/")
+        await points.wait("the model thinks")
+        c.close()
+        await points.wait("cancelled")
+        await left_nothing_behind(gate)
+
+
 @leaving
 @pytest.mark.parametrize("headers", [[CHUNKED], [(b"Content-Length", b"1000")], []], ids=["chunked", "length", "close"])
 async def test_a_caller_leaves_in_mid_stream(leave: Leave, headers: list[tuple[bytes, bytes]]) -> None:
