@@ -26,6 +26,11 @@ from kgb_gateway.compare.wire import WireError
 
 AGREED, DIFFERENT, FAILED = 0, 1, 2
 
+_DESCRIPTION = """\
+Sends the same requests to an API directly and through a gateway, and says whether
+status, headers, bytes and pacing of the answers agree. Values that vary between two
+direct answers too are told apart; everything else must be the same."""
+
 _EPILOG = """\
 Keys come from the environment and are never printed:
   kgb compare --direct https://api.anthropic.com --via http://127.0.0.1:8089 --key-env ANTHROPIC_API_KEY
@@ -39,8 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "compare",
         help="send the same requests directly and through a gateway, and compare the answers",
-        description="Sends the same requests to an API directly and through a gateway, and says whether status, headers, "
-        "bytes and pacing of the answers agree. Values that vary between two direct answers too are told apart.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
