@@ -1,0 +1,34 @@
+"""The command ``kgb``: one module a subcommand, below ``kgb_gateway.commands``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fiedler_proxy.errors import SettingsError
+from fiedler_proxy.options import INTERRUPTED, tell_faults
+from kgb_gateway.commands import chain, check, compare, demo, keys, serve, version
+
+COMMANDS = (serve, check, chain, keys, demo, compare, version)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own); returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="kgb", description="A gateway between coding agents and model APIs: every byte passes, at once."
+    )
+    parser.add_argument("--version", action="version", version=version.one_line())
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        module.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except SettingsError as error:
+        return tell_faults(f"kgb {args.command}", error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
