@@ -6,9 +6,7 @@ from typing import ClassVar
 import attrs
 from aiohttp import web
 
-from fiedler_proxy.errors import ExchangeError
-from fiedler_proxy.lifecycle import EXCHANGE
-from fiedler_proxy.server import Handler
+from fiedler_proxy import EXCHANGE, ExchangeError, Handler
 
 
 @web.middleware

@@ -5,9 +5,7 @@ import time
 import attrs
 from aiohttp import web
 
-from fiedler_proxy.exchange import Exchange, Observer
-from fiedler_proxy.lifecycle import EXCHANGE
-from fiedler_proxy.server import Handler
+from fiedler_proxy import EXCHANGE, Exchange, Handler, Observer
 
 
 class LongestPause(Observer):
