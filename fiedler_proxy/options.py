@@ -4,18 +4,15 @@ Owns the words on the command line and on standard error, none of the settings' 
 """
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Mapping
 
-from fiedler_proxy.chain import Chain
 from fiedler_proxy.errors import SettingsError
+from fiedler_proxy.logs import LEVELS
+from fiedler_proxy.serving import say
 from fiedler_proxy.settings import Settings
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C before anything ran that could be drained."""
-
-LEVELS = ("debug", "info", "warning", "error")
 
 _KEYS = ("config", "host", "port", "upstream", "data_dir", "instance", "chain", "uvloop")
 
@@ -50,34 +47,21 @@ def flags_of(args: argparse.Namespace) -> dict[str, object]:
     return {key: given[key] for key in _KEYS if given.get(key) is not None}
 
 
-def tell(line: str) -> None:
-    """One line on standard error: what a file or a variable holds must not draw on the terminal. One that is closed is
-    no fault.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) + "\n")
-        sys.stderr.flush()
-
-
 def tell_faults(command: str, error: SettingsError) -> int:
     """Say every fault, each on a line; returns the exit code."""
     count = "1 fault" if len(error.faults) == 1 else f"{len(error.faults)} faults"
-    tell(f"{command}: cannot start as configured, {count}:")
+    say(f"{command}: cannot start as configured, {count}:")
     for fault in error.faults:
-        tell(f"  {fault}")
+        say(f"  {_on_one_line(fault)}")
     return 1
 
 
 def tell_warnings(command: str, settings: Settings) -> None:
     """Say what was ignored."""
     for warning in settings.warnings:
-        tell(f"{command}: warning: {warning}")
+        say(f"{command}: warning: {_on_one_line(warning)}")
 
 
-def tell_start(command: str, urls: tuple[str, ...], upstream: str, chain: Chain) -> None:
-    """Say in one line what runs: where it listens, what it stands in front of, its chain, where its access log goes."""
-    log = chain.find("access_log")
-    path = getattr(log, "path", "")
-    where = "no access log" if log is None else f"access log: {'standard output' if path == '-' else path}"
-    links = ", ".join(entry.name for entry in chain.entries)
-    tell(f"{command}: listening on {' '.join(urls)}, in front of {upstream}; chain: {links}; {where}")
+def _on_one_line(text: str) -> str:
+    """What a file or a variable holds must neither draw on the terminal nor look like another fault."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

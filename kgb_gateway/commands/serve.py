@@ -1,24 +1,16 @@
 """``kgb serve``: the gateway, until a signal ends it."""
 
 import argparse
-import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
-import attrs
-from aiohttp import web
-
-from fiedler_proxy.app import build_app
-from fiedler_proxy.options import add_log_level, add_options, flags_of, tell_start, tell_warnings
+from fiedler_proxy.logs import logging_to_stderr
+from fiedler_proxy.options import add_log_level, add_options, flags_of
 from fiedler_proxy.serving import run as run_server
-from fiedler_proxy.serving import set_up_logging
 from fiedler_proxy.settings import Settings
-from fiedler_proxy.upstream import parse_upstream
-from kgb_gateway.app import load
-from kgb_gateway.compose import compose_chain
+from kgb_gateway.app import create_app, load
 from kgb_gateway.demo import demo_upstream
 
-COMMAND = "kgb serve"
 FIEDLER = "fiedler"
 
 _DEMO_PLACE = "unix:/demo"  # stands for the provider's address until it runs
@@ -53,21 +45,9 @@ def run(args: argparse.Namespace) -> int:
         if "upstream" in flags:
             args.parser.error("--demo brings its own upstream: leave --upstream out")
         flags["upstream"] = _DEMO_PLACE
-    set_up_logging(args.log_level)
-    settings = _load(flags, os.environ, fiedler=args.fiedler)
-    tell_warnings(COMMAND, settings)
-    chain = compose_chain(settings)
-
-    @contextlib.asynccontextmanager
-    async def open_app() -> AsyncIterator[web.Application]:
-        if not args.demo:
-            yield build_app(settings, chain)
-            return
-        async with demo_upstream() as url:
-            yield build_app(_in_front_of(settings, url), chain)
-
-    upstream = "the built-in demo provider" if args.demo else settings.upstream.url
-    return run_server(settings, open_app, lambda urls: tell_start(COMMAND, urls, upstream, chain))
+    with logging_to_stderr(args.log_level):
+        settings = _load(flags, os.environ, fiedler=args.fiedler)
+        return run_server(settings, create_app, upstream_context=demo_upstream if args.demo else None)
 
 
 def _load(flags: Mapping[str, object], environ: Mapping[str, str], *, fiedler: bool) -> Settings:
@@ -76,8 +56,3 @@ def _load(flags: Mapping[str, object], environ: Mapping[str, str], *, fiedler: b
     if not fiedler or FIEDLER in names:
         return settings
     return load({**flags, "chain": (*names, FIEDLER)}, environ)
-
-
-def _in_front_of(settings: Settings, url: str) -> Settings:
-    before = settings.upstream
-    return attrs.evolve(settings, upstream=parse_upstream(url, "demo", timeouts=before.timeouts, limits=before.limits))
