@@ -1,19 +1,27 @@
 """The documentation says what is so: codes, commands, examples and names in it are the ones of the code."""
 
+import argparse
 import ast
+import asyncio
+import itertools
 import json
 import re
+import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
+import aiohttp
 import attrs
 import pytest
 
 from fiedler_proxy.chain import installed
 from fiedler_proxy.config import keys_of
 from fiedler_proxy.settings import FIEDLER, TABLES
-from kgb_gateway.app import load
+from fiedler_proxy.testing import start_app
+from kgb_gateway.__main__ import COMMANDS
+from kgb_gateway.app import create_app, load
+from kgb_gateway.demo import demo_upstream
 from kgb_gateway.settings import KGB
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,6 +135,59 @@ def test_every_page_is_reachable() -> None:
 def readme_commands() -> list[str]:
     """The two lines that the README opens with; ``.ci/run`` runs them as they stand."""
     return re.findall(r"^    (python3 -m venv .*)$", (ROOT / "README.rst").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+COMMAND = re.compile(r"^(?:    |   \$ )((?:\.venv/bin/)?(?:kgb|fiedler) .*(?:\\\n.*)*)$", re.MULTILINE)
+
+
+@each_page
+def test_commands_are_spelled_right(page: Path) -> None:
+    kgb = argparse.ArgumentParser(prog="kgb", exit_on_error=False)
+    subparsers = kgb.add_subparsers(required=True)
+    for module in COMMANDS:
+        module.add_parser(subparsers)
+    for line in COMMAND.findall(page.read_text(encoding="utf-8")):
+        program, *words = shlex.split(line, comments=True)
+        if program.endswith("kgb"):
+            try:
+                kgb.parse_args(words)
+            except (argparse.ArgumentError, SystemExit) as error:
+                pytest.fail(f"{page.name}: {line}: {error}")
+
+
+@pytest.fixture
+async def demo() -> AsyncIterator[str]:
+    """The base URL of a gateway in front of the demo provider."""
+    async with demo_upstream(pace=0) as upstream:
+        app = create_app(upstream=upstream, chain=("request_id", "auth"))
+        async with start_app(app) as address:
+            yield address.url
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["anthropic", "openai"])
+async def test_the_readmes_sdk_examples_print_a_reply(
+    number: int, demo: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "a")
+    monkeypatch.setenv("OPENAI_API_KEY", "o")
+    code = blocks(ROOT / "README.rst", "python")[number]
+    assert "http://127.0.0.1:8089" in code
+    await asyncio.to_thread(exec, code.replace("http://127.0.0.1:8089", demo), {})
+    assert "demo" in capsys.readouterr().out
+
+
+async def test_the_readmes_curl_example_streams(demo: str) -> None:
+    line = re.search(
+        r"^    (curl -N .*(?:\n      .*)*)", (ROOT / "README.rst").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert line is not None
+    words = shlex.split(line[1].replace("\\\n", " "))
+    headers = dict(word.split(": ", 1) for flag, word in itertools.pairwise(words) if flag == "-H")
+    body = words[words.index("-d") + 1]
+    url = words[2].replace("http://127.0.0.1:8089", demo)
+    async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as answer:
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        assert b"message_stop" in await answer.read()
 
 
 def test_the_readme_opens_with_two_commands() -> None:
