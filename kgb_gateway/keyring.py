@@ -3,7 +3,7 @@
 Owns the running gateway's view of the keys file: it follows every change at once, and no damage to the file ever lets
 more callers in than before. It never writes the file and never logs a token.
 
-Nothing is cached by token: one HMAC takes under 2 us, and so no token stays in memory for longer than its request.
+Nothing is cached by token: one keyed hash takes about a microsecond, and so no token stays in memory for longer than its request.
 """
 
 import enum
@@ -28,7 +28,7 @@ from kgb_gateway.keys_file import (
 REFRESH_SECONDS = 0.002
 """How old the look at the file may be: no command that changes it ends sooner than that after its change."""
 
-_NO_DIGEST = bytes(32)  # no HMAC-SHA256 anybody could find
+_NO_DIGEST = bytes(32)  # no keyed hash anybody could find
 
 _log = logging.getLogger("kgb.keys")
 
@@ -129,7 +129,7 @@ class Keyring:
     def check(self, value: bytes) -> tuple[Verdict, Caller | None]:
         """What ``value`` (a token, no scheme before it) is; the caller unless it is foreign or wrong.
 
-        Whatever has the form of a token costs one HMAC and one comparison in constant time, its id known or not.
+        Whatever has the form of a token costs one keyed hash and one comparison in constant time, its id known or not.
         """
         mark = TOKEN_MARK.match(value)
         if mark is None:
