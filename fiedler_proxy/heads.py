@@ -15,7 +15,6 @@ from fiedler_proxy.headers import (
     CODING,
     CONNECTION,
     EXPECT,
-    HOP_BY_HOP,
     HOST,
     KEEP,
     KINDS,
@@ -28,7 +27,6 @@ from fiedler_proxy.headers import (
     end_to_end,
     head_of,
     kind_of,
-    nominated,
     serialize,
 )
 from fiedler_proxy.upstream import Upstream
@@ -119,7 +117,9 @@ def _announced(exchange: Exchange, say: Announcements) -> list[bytes]:
     if say.forwarded:
         address = f'"[{exchange.remote}]"' if ":" in exchange.remote else exchange.remote or "unknown"
         host = exchange.find(b"host")
-        value = f"Forwarded: for={address}".encode() + (b';host="' + host + b'"' if host and _HOST.fullmatch(host) else b"")
+        value = f"Forwarded: for={address}".encode() + (
+            b';host="' + host + b'"' if host and _HOST.fullmatch(host) else b""
+        )
         added.append(value)
     return added
 
@@ -185,9 +185,11 @@ def interim_head(status: int, reason: bytes, headers: RawHeaders) -> bytes:
     return serialize(b"HTTP/1.1 %d %b" % (status, reason), end_to_end(headers))
 
 
-def switching_head(reason: bytes, headers: RawHeaders) -> bytes:
-    """The upstream's 101: Connection and Upgrade belong to this hop and to the next alike."""
-    drop = (HOP_BY_HOP | nominated(headers)) - {b"upgrade"}
-    kept = [pair for pair in headers if pair[0].lower() not in drop]
-    return serialize(b"HTTP/1.1 101 %b" % reason, [*kept, (b"Connection", b"Upgrade")])
+def switching_headers(relayed: RawHeaders, headers: RawHeaders) -> RawHeaders:
+    """``relayed`` with the Upgrade of the upstream's 101: it belongs to this hop and to the next alike."""
+    return (*relayed, *(pair for pair in headers if kind_of(pair[0]) == UPGRADE))
 
+
+def switching_head(reason: bytes, headers: RawHeaders) -> bytes:
+    """The 101 for the caller; ``headers`` as ``switching_headers`` gives them."""
+    return serialize(b"HTTP/1.1 101 %b" % reason, [*headers, (b"Connection", b"Upgrade")])

@@ -18,15 +18,14 @@ from fiedler_proxy.framing import LAST_CHUNK, chunk
 from fiedler_proxy.lifecycle import EXCHANGE, Gateway, ResponseCut
 from fiedler_proxy.server import (
     RelayResponse,
-    UpgradedReader,
     caller_connection,
     drain,
     next_request_is_lost,
     read_body,
     reset_after_delivery,
     take_buffered,
-    tunnel_caller,
 )
+from fiedler_proxy.tunnel import Tunnel
 from fiedler_proxy.upload import Upload, body_too_large
 from fiedler_proxy.upstream import Upstream
 from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
@@ -89,7 +88,7 @@ def _upgrade_unavailable(error: ExchangeError) -> ExchangeError:
 class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
-    __slots__ = ("_broken", "_caller", "_connection", "_done", "_ended", "_exchange", "_framing", "_gateway", "_head",
+    __slots__ = ("_broken", "_caller", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head",
                  "_look_after", "_loop", "_out", "_request", "_response", "_stopped", "_timer", "_tunnel", "_upload")  # fmt: skip
 
     def __init__(
@@ -117,7 +116,8 @@ class Flow:
         self._broken: Exception | None = None
         self._ended = False
         self._stopped = False
-        self._tunnel = False
+        self._tunnel: Tunnel | None = None
+        self._farewell = False
 
     # The request's coroutine.
 
@@ -132,11 +132,13 @@ class Flow:
             await drain(self._request)
         except ResponseCut as cut:
             self._exchange.ending, self._exchange.error_code = cut.outcome, cut.code  # whatever a link makes of it
-            if self._framing is not None and self._framing.until_close and self._caller.transport is not None:
+            until_close = self._tunnel is not None or (self._framing is not None and self._framing.until_close)
+            if until_close and self._caller.transport is not None:
                 await reset_after_delivery(self._caller.transport)
             raise
         except asyncio.CancelledError:
-            if self._tunnel and self._caller.left_by is None and not self._gateway.stopping:
+            if self._tunnel is not None and self._caller.left_by is None and not self._gateway.stopping:
+                self._farewell = True
                 raise ResponseCut(Outcome.COMPLETED, "") from None
             raise
         assert self._response is not None
@@ -152,7 +154,11 @@ class Flow:
             self._upload.stop()
         self._caller.resumed = None
         self._exchange.on_abort(None)
-        if not self._ended:
+        if self._tunnel is not None:
+            self._tunnel.stop()
+        if self._farewell:
+            self._connection.leave()
+        elif not self._ended:
             self._connection.abort()
 
     def abort(self, outcome: Outcome) -> None:
@@ -208,14 +214,16 @@ class Flow:
     def on_head(self, head: ResponseHead) -> None:
         exchange, request = self._exchange, self._request
         headers = heads.relayed_headers(exchange, head.headers, self._gateway.say)
+        if head.status == 101:
+            headers = heads.switching_headers(headers, head.headers)
+            self._tunnel = Tunnel(request, exchange, self._connection, self._left)
         framing = heads.caller_framing(exchange.version, head.decoder, bool(exchange.transforms))
         self._framing = framing
-        self._tunnel = head.status == 101
         keep = request.keep_alive and not (framing.until_close or self._gateway.draining or self._tunnel)
         if next_request_is_lost(request) or (self._upload is not None and self._upload.unasked):
             keep = False  # the caller waits for a 100 that will not come: where its next request begins is unclear
         try:
-            if self._tunnel:
+            if self._tunnel is not None:
                 raw = heads.switching_head(head.reason, headers)
             else:
                 raw = heads.response_head(exchange.version, head.status, head.reason, headers, framing, keep)
@@ -228,11 +236,11 @@ class Flow:
         exchange.head_sent = True
         self._response = RelayResponse(request, head.status, reason, headers, keep)
         self._out.append(raw)
-        if self._tunnel:
-            self._open_tunnel()
+        if self._tunnel is not None and self._flush():
+            self._tunnel.open()
 
     def on_body(self, data: bytes) -> None:
-        if self._tunnel:
+        if self._tunnel is not None:
             self._exchange.tell_tunnel_bytes(Direction.TO_CALLER, data)
             self._out.append(data)
             return
@@ -267,6 +275,8 @@ class Flow:
         if self._exchange.transforms and (rest := self._transformed(b"", end=True)):
             self._body(rest)
         self._ended = True
+        if self._tunnel is not None:
+            self._tunnel.stop()
         self._caller.resumed = None  # the connection may serve another exchange from now on
         if self._framing is not None and self._framing.chunked:
             self._out.append(LAST_CHUNK)
@@ -289,16 +299,15 @@ class Flow:
     def on_writable(self) -> None:
         if self._upload is not None:
             self._upload.writable()
-        if self._tunnel and self._caller.transport is not None:
-            self._caller.transport.resume_reading()
+        if self._tunnel is not None:
+            self._tunnel.writable()
 
     def _flush(self) -> bool:
         out = self._out
         transport = self._caller.transport
         if transport is None or transport.is_closing():
             out.clear()
-            self._connection.abort()
-            self.fail(ResponseCut(Outcome.CALLER_LEFT, "caller_left"))
+            self._left()
             return False
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
@@ -309,18 +318,9 @@ class Flow:
             self._connection.pause()
         return True
 
-    # Upgrades.
-
-    def _open_tunnel(self) -> None:
-        self._flush()
-        reader = UpgradedReader(self._from_caller, lambda: None)
-        tunnel_caller(self._request, reader)
-
-    def _from_caller(self, data: bytes) -> None:
-        self._exchange.tell_tunnel_bytes(Direction.TO_UPSTREAM, data)
-        self._connection.write(data)
-        if self._connection.writing_paused and self._caller.transport is not None:
-            self._caller.transport.pause_reading()
+    def _left(self) -> None:
+        self._connection.abort()
+        self.fail(ResponseCut(Outcome.CALLER_LEFT, "caller_left"))
 
     # The clock: one timer an exchange, which looks at when bytes last moved.
 
@@ -337,7 +337,7 @@ class Flow:
 
     def _watch(self) -> None:
         self._timer = None
-        if self._tunnel or self._done.done():
+        if self._tunnel is not None or self._done.done():
             return  # an open tunnel may be silent for as long as both ends like
         limit, since, error = self._clock()
         left = since + limit - self._loop.time() if limit else self._look_after

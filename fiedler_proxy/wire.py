@@ -43,6 +43,9 @@ HEADERS_CAP = 1024
 WRITE_BUFFER = 64 * 1024
 """Bytes of a request waiting in our memory for a slow upstream before the caller's upload is paused."""
 
+LEAVE_WAIT = 5.0
+"""Seconds in which an upstream may take what the caller of a tunnel sent last."""
+
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 
 
@@ -193,11 +196,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._close()
 
     def close(self) -> None:
-        """Close after what was written has left (the orderly end of a tunnel, or of an idle connection)."""
+        """Close after what was written has left (the orderly end of an idle connection)."""
         self._sink = None
         self.state = State.CLOSED
         if self.transport is not None:
             self.transport.close()
+
+    def leave(self) -> None:
+        """The orderly end of a tunnel: what was written leaves first, if the upstream takes it in time."""
+        self.close()
+        if self.transport is not None:
+            self._loop.call_later(LEAVE_WAIT, self.transport.abort)
 
     def is_clean(self) -> bool:
         """Whether an idle connection can carry another exchange.

@@ -15,6 +15,7 @@ from fiedler_proxy.heads import (
     request_head,
     response_head,
     switching_head,
+    switching_headers,
 )
 from fiedler_proxy.upstream import parse_upstream
 
@@ -281,10 +282,11 @@ def test_switching_protocols_keeps_the_upgrade() -> None:
         (b"Sec-WebSocket-Accept", b"abc="),
         (b"sec-websocket-protocol", b"realtime"),
     )
-    assert lines(switching_head(b"Switching Protocols", headers)) == [
+    relayed = relayed_headers(Exchange("GET", "/"), headers, Announcements())
+    assert lines(switching_head(b"Switching Protocols", switching_headers(relayed, headers))) == [
         b"HTTP/1.1 101 Switching Protocols",
-        b"Upgrade: websocket",
         b"Sec-WebSocket-Accept: abc=",
         b"sec-websocket-protocol: realtime",
+        b"Upgrade: websocket",
         b"Connection: Upgrade",
     ]
