@@ -3,6 +3,7 @@
 No figure is judged here: a shared machine may be as slow as it likes.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -49,8 +50,9 @@ def far() -> Iterator[Far]:
     thread.start()
     yield Far(loop, port)
     loop.stop()
-    with socket.create_connection(("127.0.0.1", port)):  # wakes it
-        thread.join(5)
+    with contextlib.suppress(OSError):  # wakes it where it still waits
+        socket.create_connection(("127.0.0.1", port)).close()
+    thread.join(5)
     assert not thread.is_alive()
 
 
@@ -222,6 +224,13 @@ def test_cpu_and_tree_of_a_child_are_seen() -> None:
     assert child.pid not in proc.tree(os.getpid())
 
 
+def test_a_servers_own_threads_do_not_disturb_it() -> None:
+    before = {(1, "1"): (0.0, 0.0), (1, "2"): (0.0, 0.0)}
+    assert proc.kept_waiting(before, {(1, "1"): (1.0, 0.2), (1, "2"): (0.2, 0.9)}) == pytest.approx(0.0)
+    assert proc.kept_waiting(before, {(1, "1"): (1.0, 0.5), (1, "2"): (0.2, 0.9)}) == pytest.approx(0.3)
+    assert proc.kept_waiting({}, before) == 0.0
+
+
 @pytest.mark.parametrize(
     ("shares", "disturbed"),
     [((0.0, 0.0, 0.0), False), ((0.02, 0.0, 0.0), True), ((0.0, 0.2, 0.0), True), ((0.0, 0.0, 0.1), True)],
@@ -336,7 +345,7 @@ def test_missed_and_unmeasured_targets_are_named() -> None:
 def test_every_target_names_a_row_and_a_yardstick() -> None:
     rows = {row.name for one in SCENARIOS for row in one.rows}
     assert {target.row for target in TARGETS} <= rows
-    assert {target.against for target in TARGETS} <= set(servers.SERVERS)
+    assert {command.GATEWAY, *(target.against for target in TARGETS)} <= set(servers.USUAL) <= set(servers.SERVERS)
     assert len({one.name for one in SCENARIOS}) == len(SCENARIOS)
 
 
@@ -370,6 +379,19 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         command.chosen(["nonsense"])
     assert [one.name for one in command.chosen(["event_cpu", "json_1"])] == ["json_1", "streams_200"]
     assert "start" not in [one.name for one in command.chosen(None)]
+
+
+def test_the_gateway_is_started_with_its_key_and_asks_for_it(far: Far, tmp_path: Path) -> None:
+    server = servers.Server("kgb", tmp_path / "kgb", far.port)
+    try:
+        assert server.headers["x-kgb-key"].startswith("kgb_")
+        server.headers = {}
+        assert server.get("/json").startswith(b"HTTP/1.1 401")
+    finally:
+        server.stop()
+    assert (tmp_path / "kgb" / "access.log").read_text(encoding="utf-8").count('"path":"/json"') >= 2
+    assert server.root is not None
+    assert server.root not in proc.pids()
 
 
 def test_the_command_measures_a_real_proxy_and_stops_everything(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.bench.figures import SCENARIOS, Row, Scenario
 from tests.bench.report import document, misses, table
 from tests.bench.runner import Bench, Options
-from tests.bench.servers import SERVERS, StartError, cores
+from tests.bench.servers import SERVERS, USUAL, StartError, cores
 
 GATEWAY = "kgb"
 
@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--only", action="append", metavar="NAME", help=f"scenarios: {', '.join(one.name for one in SCENARIOS)}"
     )
-    found.add_argument("--servers", metavar="NAMES", help=f"comma-separated, of {', '.join(SERVERS)}")
+    found.add_argument(
+        "--servers", metavar="NAMES", help=f"comma-separated, of {', '.join(SERVERS)} ({','.join(USUAL)})"
+    )
     found.add_argument("--rounds", type=int, metavar="N", help="rounds, interleaved over the servers (5; 1 when quick)")
     found.add_argument(
         "--repeats", type=int, default=2, metavar="N", help="further tries of a disturbed measurement (2)"
@@ -77,7 +79,7 @@ def machine() -> dict[str, str]:
 
 def main() -> int:
     arguments = parser().parse_args()
-    servers = tuple(arguments.servers.split(",")) if arguments.servers else tuple(SERVERS)
+    servers = tuple(arguments.servers.split(",")) if arguments.servers else USUAL
     if unknown := [name for name in servers if name not in SERVERS]:
         raise SystemExit(f"--servers {unknown[0]}: no such server; there are {', '.join(SERVERS)}")
     about = machine()

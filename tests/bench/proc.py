@@ -44,30 +44,44 @@ def tree(root: int) -> list[int]:
     return found
 
 
+def threads(processes: list[int]) -> dict[tuple[int, str], tuple[float, float]]:
+    """(pid, thread id) -> (seconds on a processor, seconds on a run queue) of the living threads; empty without schedstat."""
+    found: dict[tuple[int, str], tuple[float, float]] = {}
+    for pid in processes:
+        try:
+            names = os.listdir(f"/proc/{pid}/task")
+        except OSError:
+            continue
+        for name in names:
+            numbers = _read(f"/proc/{pid}/task/{name}/schedstat").split()
+            if len(numbers) == 3:
+                found[pid, name] = int(numbers[0]) / 1e9, int(numbers[1]) / 1e9
+    return found
+
+
+def kept_waiting(
+    before: dict[tuple[int, str], tuple[float, float]], after: dict[tuple[int, str], tuple[float, float]]
+) -> float:
+    """Seconds that the busiest thread waited for a processor, beyond what its own siblings can have used meanwhile."""
+    spent = [(ran - before[key][0], waited - before[key][1]) for key, (ran, waited) in after.items() if key in before]
+    if not spent:
+        return 0.0
+    busiest, waited = max(spent)
+    return max(0.0, waited - (sum(ran for ran, _ in spent) - busiest))
+
+
 @attrs.frozen
 class Usage:
     """CPU seconds of some processes up to now, from two clocks of the kernel."""
 
     ticked: float  # 10 ms steps, includes ended threads and reaped children
     exact: float  # nanoseconds, living threads only
-    waited: float  # seconds on a run queue, living threads only
 
     @classmethod
     def of(cls, processes: list[int]) -> "Usage":
         """Sum over the processes; each clock alone may lag, never lead."""
-        ticked = exact = waited = 0.0
-        for pid in processes:
-            ticked += _stat(pid)[1]
-            try:
-                threads = os.listdir(f"/proc/{pid}/task")
-            except OSError:
-                continue
-            for thread in threads:
-                numbers = _read(f"/proc/{pid}/task/{thread}/schedstat").split()
-                if len(numbers) == 3:
-                    exact += int(numbers[0]) / 1e9
-                    waited += int(numbers[1]) / 1e9
-        return cls(ticked, exact, waited)
+        ticked = sum(_stat(pid)[1] for pid in processes)
+        return cls(ticked, sum(ran for ran, _waited in threads(processes).values()))
 
     def since(self, earlier: "Usage") -> float:
         """CPU seconds between two readings: the larger clock, because each one can only miss time."""
@@ -122,7 +136,7 @@ class Watch:
         self.proxy = tree(proxy) if proxy else []
         self._started = time.monotonic()
         self._steal = self._stolen()
-        self._waited = Usage.of(self.proxy).waited
+        self._threads = threads(self.proxy)
         self._foreign = self._others()
 
     @staticmethod
@@ -150,6 +164,6 @@ class Watch:
         return Quiet(
             steal=(self._stolen() - self._steal) / seconds,
             foreign=foreign / seconds,
-            waited=(Usage.of(self.proxy).waited - self._waited) / seconds if self.proxy else 0.0,
+            waited=kept_waiting(self._threads, threads(self.proxy)) / seconds,
             load=os.getloadavg()[0],
         )

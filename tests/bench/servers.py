@@ -145,11 +145,56 @@ def reference(place: Place) -> Command:
     return Command((sys.executable, str(script), str(place.port), str(place.upstream)))
 
 
+GATEWAY_CONFIG = """
+upstream = "http://127.0.0.1:{upstream}"
+data_dir = "{directory}"
+chain = {chain}
+{more}
+"""
+
+
+def gateway(*chain: str, more: str = "") -> Callable[[Place], Command]:
+    """The gateway with these links: ``kgb serve`` with a configuration of its own, and a key when ``auth`` is there.
+
+    ``more`` is TOML behind the flat keys; in it ``{directory}`` is the server's own directory.
+    """
+
+    def command(place: Place) -> Command:
+        kgb = (sys.executable, "-m", "kgb_gateway")
+        directory = place.directory
+        config = GATEWAY_CONFIG.format(
+            upstream=place.upstream, directory=directory, chain=list(chain), more=more.format(directory=directory)
+        )
+        path = place.write("gateway.toml", config)
+        headers = {"x-kgb-key": _key(kgb, path)} if "auth" in chain else {}
+        serve = ("serve", "--host", "127.0.0.1", "--port", str(place.port), "--config", str(path))
+        return Command((*kgb, *serve), headers)
+
+    return command
+
+
+def _key(kgb: Sequence[str], config: Path) -> str:
+    argv = (*kgb, "keys", "create", "bench", "--config", str(config))
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=START_SECONDS)
+    if done.returncode:
+        raise StartError(f"no key could be made: {done.stderr.strip()[-500:]}")
+    return done.stdout.strip()
+
+
+_LOG = """[links.access_log]
+path = "{directory}/access.log"
+"""
+
 SERVERS: dict[str, Callable[[Place], Command]] = {
     "nginx": nginx,
     "reference": reference,
+    "kgb": gateway("request_id", "access_log", "auth", more=_LOG),
+    "kgb-bare": gateway(),
 }
 """Every proxy the bench knows; ``direct`` is always measured beside them."""
+
+USUAL = ("nginx", "reference", "kgb")
+"""What is compared unless other servers are asked for."""
 
 
 class Server:
