@@ -17,15 +17,16 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
     """asyncio's own loop; uvloop as well for modules that say ``BOTH_LOOPS = True``.
 
-    How a connection was lost is told differently by the two. ``KGB_TEST_UVLOOP=1`` runs every test on uvloop.
+    How a connection was lost is told differently by the two. ``KGB_TEST_UVLOOP=1`` runs every test on uvloop, but for
+    modules that say ``BOTH_LOOPS = False``: they move the clock of asyncio's loop.
     """
     own: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
-    if uvloop is None:
+    both = getattr(item.module, "BOTH_LOOPS", None) if isinstance(item, pytest.Function) else None
+    if uvloop is None or both is False:
         return own
     fast: dict[str, LoopFactory] = {"uvloop": uvloop.new_event_loop}
     if os.environ.get("KGB_TEST_UVLOOP"):
         return fast
-    both = isinstance(item, pytest.Function) and getattr(item.module, "BOTH_LOOPS", False)
     return own | fast if both else own
 
 

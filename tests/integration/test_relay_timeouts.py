@@ -24,6 +24,8 @@ from fiedler_proxy.upstream import PoolLimits, Timeouts
 
 from .helpers import SOON, Clock, Serving, becomes, deaf_port, relaying
 
+BOTH_LOOPS = False
+
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 LAST = b"0\r\n\r\n"
 PIECE = bytes(1024 * 1024)
