@@ -129,7 +129,8 @@ def test_an_empty_chain_is_one() -> None:
 
 @pytest.mark.parametrize("table", ["BodyLimit", f"{HERE}:BodyLimit"])
 def test_a_table_goes_by_the_attribute_or_by_the_whole_name(table: str) -> None:
-    (link,) = composed(f"{HERE}:BodyLimit", **{table: {"limit": 9}}).links
+    tables: dict[str, Any] = {table: {"limit": 9}}
+    (link,) = composed(f"{HERE}:BodyLimit", **tables).links
     assert link == BodyLimit(9)
 
 
