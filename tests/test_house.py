@@ -34,7 +34,6 @@ FLOORS = {
     # Mechanisms: they know how, not when or for whom.
     "fiedler_proxy.chain": 1,
     "fiedler_proxy.clock": 1,
-    "fiedler_proxy.clock": 1,
     "fiedler_proxy.config": 1,
     "fiedler_proxy.ids": 1,
     "fiedler_proxy.lifecycle": 1,
