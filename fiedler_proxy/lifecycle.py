@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import attrs
 from aiohttp import web
 
+from fiedler_proxy.clock import Clock
 from fiedler_proxy.errors import Answer, ExchangeError, Fault, dialect_of, render
 from fiedler_proxy.exchange import Exchange, Outcome, RawHeaders
 from fiedler_proxy.heads import Announcements
@@ -72,6 +73,7 @@ class Gateway:
     live: dict[Exchange, web.Request] = attrs.field(factory=dict)
     draining: bool = False
     stopping: bool = False
+    clock: Clock = attrs.field(factory=Clock)
     _pools: dict[Upstream, Pool] = attrs.field(factory=dict)
 
     def pool(self, upstream: Upstream) -> Pool:

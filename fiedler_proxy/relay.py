@@ -89,7 +89,7 @@ class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
     __slots__ = ("_broken", "_caller", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head",
-                 "_look_after", "_loop", "_out", "_request", "_response", "_stopped", "_timer", "_tunnel", "_upload")  # fmt: skip
+                 "_out", "_request", "_response", "_stopped", "_tunnel", "_upload")  # fmt: skip
 
     def __init__(
         self,
@@ -99,20 +99,17 @@ class Flow:
         connection: UpstreamConnection,
         head: heads.RequestHead,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
         self._request = request
         self._exchange = exchange
         self._gateway = gateway
         self._connection = connection
         self._head = head
         self._caller = caller_connection(request)
-        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._out: list[bytes] = []
         self._response: RelayResponse | None = None
         self._framing: heads.CallerFraming | None = None
         self._upload: Upload | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._look_after = 0.0
         self._broken: Exception | None = None
         self._ended = False
         self._stopped = False
@@ -126,7 +123,7 @@ class Flow:
         self._exchange.on_abort(self.abort)
         self._caller.resumed = self._connection.resume
         self._send_request()
-        self._arm()
+        self._gateway.clock.watch(self, self._limit())
         try:
             await self._done
             await drain(self._request)
@@ -147,9 +144,7 @@ class Flow:
     def stop(self) -> None:
         """Let go of everything: after this nothing of the exchange moves."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._gateway.clock.forget(self)
         if self._upload is not None:
             self._upload.stop()
         self._caller.resumed = None
@@ -322,41 +317,35 @@ class Flow:
         self._connection.abort()
         self.fail(ResponseCut(Outcome.CALLER_LEFT, "caller_left"))
 
-    # The clock: one timer an exchange, which looks at when bytes last moved.
+    # The clock looks at when bytes last moved.
 
-    def _arm(self) -> None:
-        # Never longer than the shorter one: which of the two counts is known only when the head is there.
-        self._look_after = min((limit for limit in self._connection_timeouts() if limit), default=0.0)
-        if self._look_after:
-            self._timer = self._loop.call_later(self._look_after, self._watch)
+    def _limit(self) -> float:
+        """The shorter limit: which of the two counts is known only when the head is there."""
+        first_byte, idle = self._timeouts()
+        return min(first_byte, idle) or max(first_byte, idle)
 
-    def _connection_timeouts(self) -> tuple[float, float]:
+    def _timeouts(self) -> tuple[float, float]:
         upstream = self._exchange.upstream
         assert upstream is not None
         return upstream.timeouts.first_byte, upstream.timeouts.idle
 
-    def _watch(self) -> None:
-        self._timer = None
+    def look(self, now: float) -> None:
+        """clock.Watched: see whether bytes have stood still for too long."""
         if self._tunnel is not None or self._done.done():
             return  # an open tunnel may be silent for as long as both ends like
-        limit, since, error = self._clock()
-        left = since + limit - self._loop.time() if limit else self._look_after
-        if left > 0:
-            self._timer = self._loop.call_later(min(left, self._look_after), self._watch)
-            return
-        self._connection.abort()
-        self.fail(error)
-
-    def _clock(self) -> tuple[float, float, ExchangeError]:
-        first_byte, idle = self._connection_timeouts()
-        connection, now = self._connection, self._loop.time()
-        if self._upload is not None and self._upload.waits_for_caller and not self._exchange.head_sent:
-            return idle, self._upload.last_byte, _timeout("request_timeout", 408, "the request body stalled", idle)
-        if self._exchange.head_sent:
+        first_byte, idle = self._timeouts()
+        connection, upload = self._connection, self._upload
+        if upload is not None and upload.waits_for_caller and not self._exchange.head_sent:
+            limit, since, code, status, what = idle, upload.last_byte, "request_timeout", 408, "the request body stalled"
+        elif self._exchange.head_sent:
             since = now if connection.reading_paused else connection.last_byte
-            return idle, since, _timeout("idle_timeout", 504, "the upstream fell silent", idle)
-        since = max(connection.last_byte, self._upload.last_byte if self._upload is not None else 0.0)
-        return first_byte, since, _timeout("first_byte_timeout", 504, "the upstream did not answer", first_byte)
+            limit, code, status, what = idle, "idle_timeout", 504, "the upstream fell silent"
+        else:
+            since = max(connection.last_byte, upload.last_byte if upload is not None else 0.0)
+            limit, code, status, what = first_byte, "first_byte_timeout", 504, "the upstream did not answer"
+        if limit and now >= since + limit:
+            connection.abort()
+            self.fail(_timeout(code, status, what, limit))
 
 
 def _timeout(code: str, status: int, what: str, limit: float) -> ExchangeError:

@@ -69,6 +69,11 @@ class CallerConnection(RequestHandler):
         if self.resumed is not None:
             self.resumed()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp asks at the end of every body, paused or not; that is a call into the transport each time.
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self.left_by = exc
         super().connection_lost(exc)

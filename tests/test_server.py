@@ -47,6 +47,8 @@ PRIVATE: dict[str, tuple[type, str]] = {
     "_messages": (RequestHandler, "a deque of (message, payload): what was parsed and is not served yet"),
     "_current_request": (RequestHandler, "the request being served, or None"),
     "_upgraded": (BaseProtocol, "whether the caller asked for a protocol that aiohttp knows to switch to"),
+    "_reading_paused": (BaseProtocol, "whether flow control holds the transport"),
+    "_buffer_paused": (BaseProtocol, "whether a full queue holds the transport"),
     "_drain_helper": (BaseProtocol, "waits until the transport takes bytes again"),
     "_payload_writer": (web.Request, "the StreamWriter of a request's response"),
     "_message": (web.Request, "the RawRequestMessage: raw headers and target"),
