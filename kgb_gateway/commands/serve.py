@@ -46,11 +46,12 @@ def run(args: argparse.Namespace) -> int:
             args.parser.error("--demo brings its own upstream: leave --upstream out")
         flags["upstream"] = _DEMO_PLACE
     with logging_to_stderr(args.log_level):
-        settings = _load(flags, os.environ, fiedler=args.fiedler)
+        settings = load_with(flags, os.environ, fiedler=args.fiedler)
         return run_server(settings, create_app, upstream_context=demo_upstream if args.demo else None)
 
 
-def _load(flags: Mapping[str, object], environ: Mapping[str, str], *, fiedler: bool) -> Settings:
+def load_with(flags: Mapping[str, object], environ: Mapping[str, str], *, fiedler: bool) -> Settings:
+    """The settings; with ``fiedler`` its name stands at the end of the chain, whoever configured that."""
     settings = load(flags, environ)
     names = settings.document.chain
     if not fiedler or FIEDLER in names:
