@@ -8,10 +8,12 @@ private attribute used here, so that an aiohttp which changes one fails there.
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import select
 import socket
 import struct
+import termios
 import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -359,10 +361,7 @@ def _undelivered(transport: asyncio.Transport, sock: Any) -> bool:
     if transport.get_write_buffer_size():
         return True
     try:
-        import fcntl
-        import termios
-
         queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    except (ImportError, OSError, AttributeError):
+    except (OSError, AttributeError):
         return False
     return bool(struct.unpack("i", queued)[0])
