@@ -143,14 +143,17 @@ async def listen(runner: web.AppRunner, settings: Settings) -> None:
     site = web.TCPSite(runner, host, port, ssl_context=settings.ssl_context(), backlog=BACKLOG)
     try:
         await site.start()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise SettingsError([_why_not(error, host, port)]) from None
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
+def _why_not(error: OSError | UnicodeError, host: str, port: int) -> str:
+    if isinstance(error, UnicodeError):
+        return f"{host} is no name that a host can have: choose another with --host"
     if error.errno == errno.EADDRINUSE:
         return f"port {port} of {host} is taken: stop what listens there, or choose another with --port"
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+    # asyncio of Python 3.13 gives no number where none of a host's addresses is ours.
+    if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, None):
         return f"{host} is no address of this machine: choose another with --host"
     if error.errno == errno.EACCES:
         return f"port {port} of {host} is not ours to open: choose one above 1023 with --port"

@@ -47,11 +47,13 @@ def test_the_python_parser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (OSError(errno.EADDRINUSE, "x"), "port 8089 of there is taken"),
         (OSError(errno.EADDRNOTAVAIL, "x"), "there is no address of this machine"),
         (socket.gaierror(socket.EAI_NONAME, "x"), "there is no address of this machine"),
+        (OSError("could not bind on any address out of [('there', 8089)]"), "there is no address of this machine"),
+        (UnicodeError("label too long"), "there is no name that a host can have"),
         (OSError(errno.EACCES, "x"), "above 1023"),
         (OSError(errno.EAFNOSUPPORT, "no such family"), "no such family"),
     ],
 )
-def test_why_there_is_no_listener(error: OSError, words: str) -> None:
+def test_why_there_is_no_listener(error: OSError | UnicodeError, words: str) -> None:
     assert words in serving._why_not(error, "there", 8089)
 
 
