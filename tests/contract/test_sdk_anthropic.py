@@ -258,7 +258,7 @@ class TestErrors:
     async def test_a_stream_that_breaks(self, count: int) -> None:
         """Also behind its last event: without the last chunk nobody knows that it was the last."""
         met = await same(streaming(STREAM[:count], end=False), stream)
-        assert "incomplete chunked read" in met.failure.message
+        assert isinstance(met.result, Failure)
 
     async def test_a_body_that_ends_early(self) -> None:
         @serve_forever
