@@ -57,12 +57,17 @@ FIRST = ("ExchangeError", "WireError", "_timeout", "_refusal", "_busy")
 
 
 def raised_codes() -> set[str]:
-    """Codes in the source: arguments of the calls that take one, and the tuples that such calls are fed from."""
+    """Codes in the source: arguments of the calls that take one, and the tuples that such calls are fed from.
+
+    A code that is kept in a variable is kept in one called ``code``.
+    """
     codes: set[str] = set()
     for tree in shipped():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 codes |= set(_codes_of_call(node))
+            elif isinstance(node, ast.Assign):
+                codes |= set(_codes_of_assignment(node))
             elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
                 codes |= {text for text in _texts(node.value.elts[0]) if text.startswith(("upstream_", "connect_"))}
     return codes
@@ -73,6 +78,18 @@ def _codes_of_call(node: ast.Call) -> Iterator[str]:
     place = 0 if name in FIRST else 1 if name == "ResponseCut" else None
     if place is not None and len(node.args) > place:
         yield from (text for text in _texts(node.args[place]) if text)
+
+
+def _codes_of_assignment(node: ast.Assign) -> Iterator[str]:
+    target, value = node.targets[0], node.value
+    pairs = (
+        zip(target.elts, value.elts, strict=False)
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+        else [(target, value)]
+    )
+    for name, one in pairs:
+        if isinstance(name, ast.Name) and name.id == "code":
+            yield from (text for text in _texts(one) if text)
 
 
 def _texts(node: ast.expr) -> Iterator[str]:
