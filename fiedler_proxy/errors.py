@@ -64,6 +64,22 @@ class ExchangeError(Exception):
         self.headers = tuple(headers)
 
 
+def body_too_large(limit: int) -> ExchangeError:
+    """413: the body is longer than ``limit`` bytes."""
+    return ExchangeError(
+        "body_too_large",
+        f"The request body is longer than the {limit} bytes this gateway accepts.",
+        status=413,
+        hint="raise limits.request_body in its configuration",
+        retry=False,
+    )
+
+
+def malformed_body() -> ExchangeError:
+    """400: the body breaks its own framing."""
+    return ExchangeError("malformed_body", "The request body is malformed.", status=400, retry=False)
+
+
 _OPENAI_PATHS = ("/v1/chat/", "/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/images", "/v1/audio",
                  "/v1/realtime", "/openai/", "/v1/moderations", "/v1/fine_tuning", "/v1/assistants", "/v1/threads")  # fmt: skip
 _ANTHROPIC_PATHS = ("/v1/messages", "/v1/complete", "/anthropic", "/model/", "/api/event_logging")

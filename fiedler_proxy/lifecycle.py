@@ -13,7 +13,7 @@ import attrs
 from aiohttp import web
 
 from fiedler_proxy.clock import Clock
-from fiedler_proxy.errors import Answer, ExchangeError, Fault, dialect_of, render
+from fiedler_proxy.errors import Answer, ExchangeError, Fault, dialect_of, malformed_body, render
 from fiedler_proxy.exchange import Exchange, Outcome, RawHeaders
 from fiedler_proxy.heads import Announcements
 from fiedler_proxy.ids import new_id
@@ -227,6 +227,8 @@ class Edge:
             response = self._own_answer(request, exchange, error)
         except web.HTTPException as error:
             response = OwnResponse(status=error.status, reason=error.reason, headers=error.headers, body=error.body)
+        except web.RequestPayloadError:
+            response = self._own_answer(request, exchange, malformed_body())
         except ResponseCut:
             raise
         except Exception as error:

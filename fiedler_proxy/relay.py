@@ -12,7 +12,7 @@ import logging
 from aiohttp import web
 
 from fiedler_proxy import heads
-from fiedler_proxy.errors import ExchangeError, Fault
+from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Direction, Exchange, Outcome
 from fiedler_proxy.framing import LAST_CHUNK, chunk
 from fiedler_proxy.lifecycle import EXCHANGE, Gateway, ResponseCut
@@ -26,7 +26,7 @@ from fiedler_proxy.server import (
     take_buffered,
 )
 from fiedler_proxy.tunnel import Tunnel
-from fiedler_proxy.upload import Upload, body_too_large
+from fiedler_proxy.upload import Upload
 from fiedler_proxy.upstream import Upstream
 from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
 

@@ -28,7 +28,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 from multidict import CIMultiDict
 
-from fiedler_proxy.errors import Dialect, ExchangeError, render
+from fiedler_proxy.errors import Dialect, ExchangeError, body_too_large, render
 from fiedler_proxy.exchange import RawHeaders
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -93,6 +93,7 @@ class CallerConnection(RequestHandler):
         for payload in payloads:
             if not payload.is_eof() and payload.exception() is None:
                 payload.set_exception(RequestPayloadError("malformed body"))
+                payload.feed_eof()  # nobody shall wait for the rest of it either
 
     def handle_error(
         self,
@@ -136,7 +137,10 @@ class CallerRequest(web.Request):
         expects = waiting and self.version >= (1, 1) and self.headers.get("Expect", "").lower() == "100-continue"
         if expects and self.transport is not None:
             self.transport.write(CONTINUE)
-        return await super().read()
+        try:
+            return await super().read()
+        except web.HTTPRequestEntityTooLarge:
+            raise body_too_large(self.client_max_size) from None
 
 
 class OwnResponse(web.Response):

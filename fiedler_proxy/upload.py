@@ -8,9 +8,8 @@ import asyncio
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestPayloadError
 
-from fiedler_proxy.errors import ExchangeError
+from fiedler_proxy.errors import ExchangeError, body_too_large, malformed_body
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.framing import LAST_CHUNK, chunk
 from fiedler_proxy.heads import RequestHead
@@ -24,17 +23,6 @@ upstreams that ignore the expectation and wait for the body."""
 LEFT_CHECK = 0.5
 """Seconds between looks at whether the caller of a stalled upload is still there: while its connection is not read,
 the loop would not hear of its end."""
-
-
-def body_too_large(limit: int) -> ExchangeError:
-    """413: the body is longer than ``limit`` bytes."""
-    return ExchangeError(
-        "body_too_large",
-        f"The request body is longer than the {limit} bytes this gateway accepts.",
-        status=413,
-        hint="raise limits.request_body in its configuration",
-        retry=False,
-    )
 
 
 READ_TURNS = 2
@@ -117,9 +105,9 @@ class Upload:
         except ExchangeError as error:
             self._connection.abort()
             self._flow.fail(error)
-        except RequestPayloadError:
+        except web.RequestPayloadError:
             self._connection.abort()
-            self._flow.fail(ExchangeError("malformed_body", "The request body is malformed.", status=400, retry=False))
+            self._flow.fail(malformed_body())
         except ConnectionError as error:
             # The caller went away; the request's own task is being cancelled, or ends here.
             self._connection.abort()
