@@ -715,3 +715,24 @@ async def test_a_stopped_gateway_leaves_no_idle_connection_behind() -> None:
             await c.read_response()
             await gate.settled(1)
         assert not await up.connections[0].closed(SOON)
+
+
+async def test_a_stop_does_not_wait_for_a_caller_that_does_not_read() -> None:
+    async def script(conn: UpstreamConnection) -> None:
+        await conn.request()
+        await conn.send_head(200, [CHUNKED])
+        while True:
+            await conn.send(chunk_bytes(bytes(1_000_000)))
+
+    async with ScriptedUpstream(script) as up, asyncio.timeout(GUARD):
+        async with relaying(up, shutdown_timeout=3600.0) as gate:
+            c = await gate.caller(receive_buffer=32 * 1024).__aenter__()
+            await c.get("/")
+            await c.read_head()
+            c.stop_reading()
+            (connection,) = gate.upstream_connections
+            await becomes(lambda: connection.reading_paused, "the upstream to be paused")
+            assert await gate.gateway.stop() == 1
+            assert await gate.records.outcome() is Outcome.GATEWAY_STOPPED
+        c.abort()
+        await c.__aexit__(None, None, None)

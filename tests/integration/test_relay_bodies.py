@@ -491,3 +491,58 @@ async def test_a_link_that_reads_a_body_announced_with_an_expectation() -> None:
         await c.send(b"abc")
         assert (await c.read_head()).status == 200
         assert await c.read_body() == b"abc"
+
+
+@pytest.mark.parametrize("size", [9, 30_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_caller_whose_upload_was_answered_early_may_send_the_rest_and_go_on(size: int, chunked: bool) -> None:
+    """The rest is read and dropped; what stands behind it is the next request."""
+
+    async def script(conn: UpstreamConnection) -> None:
+        request = await conn.request()
+        if request.target == b"/next":
+            await conn.send_response(body=b"next")
+            return
+        await conn.pause_reading()
+        await conn.send_response(400, body=b"enough")
+        await conn.stall()
+
+    async with ScriptedUpstream(script, receive_buffer=32 * 1024) as up, relaying(up) as gate, gate.caller() as c:
+        body = os.urandom(size)
+        await c.post("/", [CHUNKED if chunked else (b"Content-Length", b"%d" % size)])
+        await c.send(chunk_bytes(body[:3]) if chunked else body[:3])
+        response = await c.read_response()
+        assert (response.status, response.body, response.header("connection")) == (400, b"enough", None)
+        await c.send(chunk_bytes(body[3:]) + LAST if chunked else body[3:])
+        await c.get("/next")
+        assert (await c.read_response()).body == b"next"
+        assert await gate.records.outcomes(2) == [Outcome.COMPLETED] * 2
+        assert len(up.connections) == 2
+
+
+@web.middleware
+async def reads_first(request: web.Request, handler: Handler) -> web.StreamResponse:
+    await request.read()
+    return await handler(request)
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"3\r\nabcd\r\n"])
+async def test_a_malformed_body_that_a_link_reads_is_the_callers_fault(broken: bytes) -> None:
+    async with ScriptedUpstream() as up, relaying(up, reads_first) as gate, gate.caller() as c:
+        await c.post("/v1/messages", [CHUNKED, (b"anthropic-version", b"2023-06-01")], chunk_bytes(b"good"))
+        await gate.records.begun()
+        await c.send(broken)
+        response = await c.read_response()
+        assert (response.status, response.header("x-kgb-error")) == (400, b"malformed_body")
+        assert response.header("connection") == b"close"
+        assert await gate.records.outcome() is Outcome.REFUSED
+        assert up.connections == []
+
+
+async def test_a_body_over_the_limit_that_a_link_reads_is_refused_in_the_callers_dialect() -> None:
+    async with ScriptedUpstream() as up, relaying(up, reads_first, body_limit=10) as gate, gate.caller() as c:
+        await c.post("/v1/messages", [CHUNKED, (b"anthropic-version", b"2023-06-01")], chunk_bytes(b"x" * 11) + LAST)
+        response = await c.read_response()
+        assert (response.status, response.header("x-kgb-error")) == (413, b"body_too_large")
+        assert b'"request_too_large"' in response.body
+        assert up.connections == []

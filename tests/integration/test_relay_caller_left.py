@@ -398,3 +398,39 @@ async def test_a_caller_that_leaves_between_its_requests_is_no_exchange() -> Non
             await c.read_response()
         assert await gate.records.outcomes(1) == [Outcome.COMPLETED]
         assert len(up.requests) == 1
+
+
+@leaving
+async def test_a_caller_leaves_while_a_link_reads_its_body(leave: Leave, caplog: pytest.LogCaptureFixture) -> None:
+    @web.middleware
+    async def reading(request: web.Request, handler: Handler) -> web.StreamResponse:
+        await request.read()
+        return await handler(request)
+
+    async with ScriptedUpstream() as up, relaying(up, reading) as gate, gate.caller() as c:
+        await c.post("/", [CHUNKED], chunk_bytes(b"first"))
+        await gate.records.begun()
+        leave(c)
+        await left_nothing_behind(gate)
+        assert up.connections == []
+    assert caplog.records == []
+
+
+@leaving
+async def test_a_caller_leaves_while_a_link_streams_its_own_answer(
+    leave: Leave, caplog: pytest.LogCaptureFixture
+) -> None:
+    @web.middleware
+    async def streaming(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(PIECE)
+
+    async with ScriptedUpstream() as up, relaying(up, streaming) as gate, gate.caller() as c:
+        await c.get("/")
+        await c.read_head()
+        await c.read_some()
+        leave(c)
+        await left_nothing_behind(gate)
+    assert caplog.records == []
