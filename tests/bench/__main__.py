@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,7 @@ def machine() -> dict[str, str]:
 
 def main() -> int:
     arguments = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped on the way out
     servers = tuple(arguments.servers.split(",")) if arguments.servers else USUAL
     if unknown := [name for name in servers if name not in SERVERS]:
         raise SystemExit(f"--servers {unknown[0]}: no such server; there are {', '.join(SERVERS)}")
