@@ -35,6 +35,7 @@ class Recorder(Observer):
     signal: Signal
     exchange: Exchange
     transport: asyncio.Transport
+    keep: bool = True
     calls: list[str] = attrs.field(factory=list)
     request_body: bytearray = attrs.field(factory=bytearray, repr=lambda body: f"<{len(body)} bytes>")
     response_body: bytearray = attrs.field(factory=bytearray, repr=lambda body: f"<{len(body)} bytes>")
@@ -44,15 +45,17 @@ class Recorder(Observer):
         self._heard("request_head")
 
     def request_bytes(self, exchange: Exchange, data: bytes) -> None:
-        self.request_body += data
-        self._heard("request_bytes")
+        if self.keep:
+            self.request_body += data
+            self._heard("request_bytes")
 
     def response_head(self, exchange: Exchange) -> None:
         self._heard("response_head")
 
     def response_bytes(self, exchange: Exchange, data: bytes) -> None:
-        self.response_body += data
-        self._heard("response_bytes")
+        if self.keep:
+            self.response_body += data
+            self._heard("response_bytes")
 
     def closed(self, exchange: Exchange) -> None:
         self.outcomes.append(exchange.outcome)
@@ -123,14 +126,15 @@ class Records:
 @web.middleware
 @attrs.frozen(eq=False)
 class Recording:
-    """A link that attaches a recorder to every exchange."""
+    """A link that attaches a recorder to every exchange; one that keeps no body unless told to."""
 
     records: Records
+    keep: bool
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         assert request.transport is not None
-        recorder = Recorder(self.records.signal, exchange, request.transport)
+        recorder = Recorder(self.records.signal, exchange, request.transport, self.keep)
         self.records.all.append(recorder)
         exchange.observe(recorder)
         self.records.signal.notify()
@@ -180,13 +184,14 @@ async def relaying(
     body_limit: int = 0,
     say: Announcements | None = None,
     server_options: dict[str, object] | None = None,
+    keep: bool = True,
     **runner: object,
 ) -> AsyncIterator[Serving]:
     """A gateway in front of ``upstream`` with the base path ``base``, served as in production.
 
     An ``Upstream`` is taken as it is: it has its own base path, timeouts and limits. ``links`` stand between the
-    recorder and the relay. ``server_options`` are those of the listener,
-    ``runner`` those that whoever runs the application may give.
+    recorder and the relay. ``server_options`` are those of the listener, ``runner`` those that whoever runs the
+    application may give. ``keep``: whether recorders keep bodies.
     """
     if isinstance(upstream, Upstream):
         target = upstream
@@ -195,7 +200,7 @@ async def relaying(
         target = parse_upstream(url + base, timeouts=timeouts, limits=limits)
     gateway = Gateway(target, body_limit=body_limit, say=say or Announcements())
     records = Records()
-    chain: Iterable[Link] = [Guard(), Health(), Recording(records), *links]
+    chain: Iterable[Link] = [Guard(), Health(), Recording(records, keep), *links]
     app = create_application(gateway, chain, Relay(gateway), server_options=server_options)
     async with start_app(app, **runner) as address:
         yield Serving(gateway, address, records)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -224,3 +225,64 @@ async def test_a_connection_that_was_paused_serves_again() -> None:
                 assert await digest_of(c) == WHOLE
             await gate.settled(1)
         assert len(up.connections) == 1
+
+
+HUGE = 200
+"""Mebibytes of a body that must pass in flat memory."""
+
+FLAT = 48 * 1024 * 1024
+"""Bytes by which this process (gateway, caller and upstream together) may grow meanwhile."""
+
+
+def resident() -> int:
+    """Bytes of memory this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_an_upload_of_200_mb_passes_in_flat_memory(chunked: bool) -> None:
+    before = resident()
+
+    async def script(conn: UpstreamConnection) -> None:
+        request = await conn.request()
+        size = 0
+        while data := await request.read_some(keep=False):
+            size += len(data)
+            assert resident() - before < FLAT
+        await conn.send_response(body=b"%d" % size)
+
+    async with ScriptedUpstream(script) as up, relaying(up, keep=False) as gate, gate.caller() as c:
+        await c.post("/", [CHUNKED if chunked else (b"Content-Length", b"%d" % (HUGE * len(PIECE)))])
+        for _ in range(HUGE):
+            await c.send(chunk_bytes(PIECE) if chunked else PIECE)
+        if chunked:
+            await c.send(LAST)
+        assert (await c.read_response()).body == b"%d" % (HUGE * len(PIECE))
+        (recorder,) = await gate.records.ended()
+        assert recorder.exchange.request_size == HUGE * len(PIECE)
+
+
+@needs_proc
+async def test_a_response_of_200_mb_passes_in_flat_memory() -> None:
+    before = resident()
+
+    async def script(conn: UpstreamConnection) -> None:
+        await conn.request()
+        await conn.send_head(200, [CHUNKED])
+        for _ in range(HUGE):
+            await conn.chunk(PIECE)
+        await conn.end_chunks()
+
+    async with ScriptedUpstream(script) as up, relaying(up, keep=False) as gate, gate.caller() as c:
+        await c.get("/")
+        await c.read_head()
+        size = 0
+        while data := await c.read_some(keep=False):
+            size += len(data)
+            assert resident() - before < FLAT
+        assert size == HUGE * len(PIECE)
+        assert await gate.records.outcome() is Outcome.COMPLETED
