@@ -3,8 +3,8 @@
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import attrs
 from aiohttp import web
 
 from fiedler_proxy.chain import Chain, compose
@@ -12,6 +12,7 @@ from fiedler_proxy.config import Faults
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.heads import Announcements
 from fiedler_proxy.lifecycle import Gateway, create_application
+from fiedler_proxy.pool import tls_context
 from fiedler_proxy.relay import Relay
 from fiedler_proxy.settings import FIEDLER, KEYS_FILE, Draft, Settings, read
 
@@ -20,13 +21,13 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] |
     """Fiedler's settings, its chain checked with them. SettingsError holds every fault of both."""
     faults = Faults()
     draft = read(FIEDLER, flags or {}, environ or {}, faults)
-    compose_draft(draft, draft.chain, faults, gateway="fiedler")
+    compose_draft(draft, draft.settings.document.chain, faults, gateway="fiedler")
     return checked(draft, faults)
 
 
 def create_app(settings: Settings) -> web.Application:
     """Fiedler as an aiohttp application. SettingsError when the chain cannot be composed."""
-    return build_app(settings, compose_settings(settings, settings.document.chain, gateway="fiedler"))
+    return build_app(settings, compose_chain(settings))
 
 
 def compose_chain(settings: Settings) -> Chain:
@@ -37,20 +38,31 @@ def compose_chain(settings: Settings) -> Chain:
 def compose_settings(settings: Settings, names: tuple[str, ...], *, gateway: str) -> Chain:
     """The chain of ``names`` with what ``settings`` say of its links. SettingsError holds every fault."""
     faults = Faults()
-    draft = Draft(names, settings.document.links, settings, settings.sources)
-    chain = compose_draft(draft, names, faults, gateway=gateway)
+    chain = compose_draft(Draft(settings), names, faults, gateway=gateway)
     if faults.found:
         raise SettingsError(faults.found)
     return chain
 
 
-def compose_draft(draft: Draft, names: tuple[str, ...], faults: Faults, *, gateway: str) -> Chain:
-    """Compose as far as ``draft`` goes: a fault in a setting must not hide those in the chain."""
+def compose_draft(
+    draft: Draft, names: tuple[str, ...], faults: Faults, *, gateway: str, known: tuple[str, ...] = ()
+) -> Chain:
+    """Compose as far as ``draft`` goes: a fault in a setting must not hide those in the chain.
+
+    ``gateway``: what the health answer calls this server; ``known``: names that are no links and may be meant.
+    """
     settings, own = draft.settings, Faults()
-    defaults = link_defaults(settings, gateway) if settings is not None else {}
-    chain = compose(names, _resolved(draft), own, defaults=defaults)
-    if settings is not None:
+    chain = compose(
+        names,
+        settings.document.links,
+        own,
+        defaults=link_defaults(settings, gateway),
+        known=known,
+        base=settings.base_dir,
+    )
+    if draft.complete:
         _check_exposure(settings, chain, own)
+    _check_files(settings, own)
     draft.place(own, faults)
     return chain
 
@@ -58,24 +70,21 @@ def compose_draft(draft: Draft, names: tuple[str, ...], faults: Faults, *, gatew
 def link_defaults(settings: Settings, gateway: str) -> dict[str, dict[str, object]]:
     """What links get from the settings where their own table is silent."""
     document = settings.document
-    health = document.health
     names = {socket.gethostname().lower(), settings.host.lower()} - {""}
     hosts = tuple(host.lower() for host in document.allowed_hosts) + tuple(sorted(names))
+    health = attrs.asdict(document.health)
     return {
         "guard": {"hosts": hosts, "origins": document.allowed_origins},
-        "health": {"health": health.health, "live": health.live, "ready": health.ready, "gateway": gateway},
+        "health": {**health, "gateway": gateway},
         "auth": {"keys_file": str(settings.base_dir / KEYS_FILE)},
     }
 
 
-def _resolved(draft: Draft) -> dict[str, Any]:
-    """The links' tables; a relative keys file is relative to the configuration, as for ``kgb keys``."""
-    tables: dict[str, Any] = dict(draft.links)
-    auth = tables.get("auth")
-    if draft.settings is not None and isinstance(auth, Mapping) and isinstance(auth.get("keys_file"), str):
-        named = auth["keys_file"] and draft.settings.base_dir / Path(auth["keys_file"]).expanduser()
-        tables["auth"] = {**auth, "keys_file": str(named)}
-    return tables
+def keys_file(settings: Settings) -> Path:
+    """Where the keys of callers are, as far as the settings say: whoever writes them and whoever asks must agree."""
+    auth = settings.document.links.get("auth")
+    named = auth.get("keys_file") if isinstance(auth, Mapping) else None
+    return settings.base_dir / (Path(named).expanduser() if isinstance(named, str) and named else KEYS_FILE)
 
 
 def _check_exposure(settings: Settings, chain: Chain, faults: Faults) -> None:
@@ -92,9 +101,22 @@ def _check_exposure(settings: Settings, chain: Chain, faults: Faults) -> None:
     )
 
 
+def _check_files(settings: Settings, faults: Faults) -> None:
+    """The TLS files are read at the start; what is wrong with them belongs to the same message as all else."""
+    try:
+        settings.ssl_context()
+    except SettingsError as error:
+        faults.found.extend(error.faults)
+    if settings.upstream.ca_file:
+        try:
+            tls_context(settings.upstream)
+        except SettingsError as error:
+            faults.found.extend(error.faults)
+
+
 def checked(draft: Draft, faults: Faults) -> Settings:
     """The settings, or SettingsError with every fault."""
-    if faults.found or draft.settings is None:
+    if faults.found:
         raise SettingsError(faults.found)
     return draft.settings
 

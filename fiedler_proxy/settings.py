@@ -5,20 +5,29 @@ chain and opens nothing but the configuration file.
 """
 
 import ipaddress
-import json
 import os
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import attrs
 
-from fiedler_proxy.chain import Chain
-from fiedler_proxy.config import Faults, at_least, between, build, from_text, keys_of, one_of, read_toml, setting
+from fiedler_proxy.config import (
+    Faults,
+    absolute,
+    at_least,
+    between,
+    build,
+    from_text,
+    hints_of,
+    one_of,
+    read_toml,
+    setting,
+    sound,
+)
 from fiedler_proxy.errors import SettingsError
-from fiedler_proxy.headers import REDACTED
+from fiedler_proxy.guard import host_of
 from fiedler_proxy.upstream import PoolLimits, Timeouts, Upstream, parse_upstream
 
 DEFAULT_UPSTREAM = "https://api.anthropic.com"
@@ -26,17 +35,35 @@ DEFAULT_UPSTREAM = "https://api.anthropic.com"
 KEYS_FILE = "keys.json"
 
 
-def _upstream_wrong(value: object) -> str:
+def _upstream_wrong(text: str) -> str:
     try:
-        if isinstance(value, str):
-            parse_upstream(value)
+        parse_upstream(text)
     except ValueError as error:
+        if "@" in text and text.strip() in str(error):
+            return "is not an http(s) base URL (and is not shown, since it seems to hold a credential)"
         return str(error)
     return ""
 
 
 def _path_wrong(value: str) -> str:
-    return "" if not value or value.startswith("/") else "must begin with / (or be empty to switch it off)"
+    if value and not value.startswith("/"):
+        return "must begin with / (or be empty to switch it off)"
+    return "must be a path alone, without query" if "?" in value or "#" in value else ""
+
+
+def _hosts_wrong(values: tuple[str, ...]) -> str:
+    for value in values:
+        if value != "*" and host_of(value.removeprefix("*.")) != value.removeprefix("*.").strip("[]").lower():
+            return f"{value!r} is no host name; write it without scheme and port, '*.example.org' for all below, or '*'"
+    return ""
+
+
+def _origins_wrong(values: tuple[str, ...]) -> str:
+    for value in values:
+        scheme, _, rest = value.partition("://")
+        if value not in ("*", "null") and (not scheme or value != value.lower() or host_of(rest) is None):
+            return f"{value!r} is no origin; write it as browsers do, 'https://page.example' or with a port, or '*'"
+    return ""
 
 
 def _token_wrong(value: str) -> str:
@@ -54,8 +81,11 @@ class UpstreamTable:
 
     url: str = setting(DEFAULT_UPSTREAM, check=_upstream_wrong)
     name: str = setting("default", check=_instance_wrong)
-    ca_file: str = setting("")
+    ca_file: str = setting("", path=True)
     server_name: str = setting("")
+
+
+_UPSTREAM = UpstreamTable()
 
 
 @attrs.frozen
@@ -94,8 +124,8 @@ class LimitsTable:
 class TlsTable:
     """``[tls]``: PEM files with which the gateway itself listens; empty for plain HTTP."""
 
-    cert: str = setting("")
-    key: str = setting("")
+    cert: str = setting("", path=True)
+    key: str = setting("", path=True)
 
 
 @attrs.frozen
@@ -113,12 +143,12 @@ class Document:
 
     host: str = setting("127.0.0.1", check=lambda value: "" if value else "must not be empty")
     port: int = setting(8089, check=between(0, 65535))
-    upstream: str | Mapping[str, object] = setting(DEFAULT_UPSTREAM)
-    data_dir: Path = setting(Path("~/.local/share/kgb"))
+    upstream: UpstreamTable = setting(_UPSTREAM)
+    data_dir: Path = setting(Path("~/.local/share/kgb"), path=True)
     instance: str = setting("a", check=_instance_wrong)
     chain: tuple[str, ...] = setting(("request_id", "access_log", "auth"))
-    allowed_hosts: tuple[str, ...] = setting(())
-    allowed_origins: tuple[str, ...] = setting(())
+    allowed_hosts: tuple[str, ...] = setting((), check=_hosts_wrong)
+    allowed_origins: tuple[str, ...] = setting((), check=_origins_wrong)
     via: str = setting("", check=_token_wrong)
     forwarded: bool = setting(False)
     uvloop: str = setting("auto", check=one_of("auto", "always", "never"))
@@ -207,60 +237,72 @@ class Settings:
         if not tls.cert:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        for key, path in (("cert", tls.cert), ("key", tls.key)):
+            try:
+                if path:
+                    Path(path).read_bytes()
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or error
+                raise SettingsError([f"tls.{key}: {path!r} cannot be used: {why}"]) from None
         try:
-            context.load_cert_chain(tls.cert, tls.key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError([f"tls.cert {tls.cert!r} cannot be used: {error}"]) from None
+            context.load_cert_chain(tls.cert, tls.key or None, password=_no_passphrase)
+        except (OSError, ValueError) as error:
+            raise SettingsError([f"tls.cert: {tls.cert!r} cannot be used: {error}"]) from None
         return context
+
+
+def _no_passphrase() -> str:
+    raise ValueError("its key is encrypted, and nobody is there to type the passphrase")
 
 
 @attrs.define
 class Draft:
-    """Settings as far as they could be read; ``settings`` is None when a fault was found."""
+    """Settings as far as they could be read: what is at fault has its default, so that the search can go on.
 
-    chain: tuple[str, ...]
-    links: Mapping[str, object]
-    settings: Settings | None
-    sources: Mapping[str, str] = attrs.field(factory=dict)
+    ``complete``: the file could be read; else nobody knows what it would have said.
+    """
+
+    settings: Settings
+    complete: bool = True
 
     def place(self, own: Faults, faults: Faults) -> None:
         """Move ``own`` to ``faults``, each with the source of the key it speaks of."""
+        sources = self.settings.sources
         for fault in own.found:
-            key = fault.partition(":")[0]
-            while key and key not in self.sources:
-                key = key.rpartition(".")[0]
-            faults.found.append(f"{self.sources[key]}: {fault}" if key else fault)
+            keys = [key for key in sources if fault.startswith(key) and fault[len(key) :][:1] in (":", ".", "[", " ")]
+            faults.found.append(f"{sources[max(keys, key=len)]}: {fault}" if keys else fault)
 
 
 def read(program: Program, flags: Mapping[str, object], environ: Mapping[str, str], faults: Faults) -> Draft:
     """The settings from ``flags`` (dotted keys; ``config``: the file), ``environ`` and the file, faults collected."""
     named = flags.get("config") or environ.get(program.config_variable) or None
     path = Path(str(named)).expanduser() if named else None
-    values = read_toml(path, faults) if path is not None else {}
-    sources: dict[str, str] = {}
-    _note(values, "", str(path), sources)
-    warnings: list[str] = []
-    _from_environment(program, environ, values, sources, faults)
+    given = Given()
+    unreadable = len(faults.found)
+    if path is not None:
+        table = absolute(Document, read_toml(path, faults), path.parent.absolute())
+        for key, value in table.items():
+            given.put([key], value, str(path))
+    complete = len(faults.found) == unreadable
+    given.read_environment(program, environ, faults)
     for key, value in flags.items():
         if key != "config":
-            _put(values, key, value)
-            sources[key] = f"flag --{key.replace('_', '-')}"
-    values.setdefault("port", program.port)
-    values.setdefault("chain", program.chain)
-    values.setdefault("data_dir", str(_default_data_dir(environ)))
-    if "upstream" not in flags:
-        _upstream_from_environment(program, environ, values, sources, warnings)
+            given.put(key.split("."), value, f"flag --{key.replace('_', '-')}")
+    own_defaults = {"port": program.port, "chain": program.chain, "data_dir": str(_default_data_dir(environ))}
+    given.values = {**own_defaults, **given.values}
+    if not given.sources.get("upstream.url", "").startswith("flag"):
+        given.read_upstream(program, environ)
     own = Faults()
-    document = build(Document, values, "", own)
-    upstream = _upstream(values, document, own)
-    if document is not None and upstream is not None and _is_own(upstream, document.host, document.port):
+    document: Document = build(Document, given.values, "", own)
+    if document is None:
+        document = build(Document, sound(Document, given.values), "", Faults())
+    upstream = _upstream(document)
+    if _is_own(upstream, document.host, document.port):
         own.add("upstream", f"names this server's own listener, {upstream.where}; set it to the provider's base URL")
-    chain = values["chain"] if isinstance(values["chain"], (list, tuple)) else ()
-    links = values.get("links", {})
-    settings = None
-    if document is not None and upstream is not None:
-        settings = Settings(program.name, document, upstream, path, sources, tuple(warnings))
-    draft = Draft(tuple(map(str, chain)), links if isinstance(links, Mapping) else {}, settings, sources)
+    if document.tls.key and not document.tls.cert:
+        own.add("tls.key", "is given without tls.cert; give the certificate too, or neither")
+    settings = Settings(program.name, document, upstream, path, given.sources, tuple(given.warnings))
+    draft = Draft(settings, complete)
     draft.place(own, faults)
     return draft
 
@@ -270,82 +312,70 @@ def _default_data_dir(environ: Mapping[str, str]) -> Path:
     return (Path(home) if os.path.isabs(home) else Path("~/.local/share")) / "kgb"
 
 
-def _note(table: Mapping[str, Any], prefix: str, source: str, sources: dict[str, str]) -> None:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and not (prefix + key).startswith("links."):
-            _note(value, f"{prefix}{key}.", source, sources)
-        sources[prefix + key] = source
+@attrs.define
+class Given:
+    """What was given so far, the later over the earlier: ``values`` as TOML has them, ``sources`` by dotted key."""
+
+    values: dict[str, Any] = attrs.field(factory=dict)
+    sources: dict[str, str] = attrs.field(factory=dict)
+    warnings: list[str] = attrs.field(factory=list)
+
+    def put(self, path: Sequence[str], value: object, source: str) -> None:
+        """Set the key at ``path``; a table is laid over the one that is there, key by key."""
+        if list(path) == ["upstream"] and not isinstance(value, Mapping):
+            path = ("upstream", "url")
+        inner = self.values
+        for depth, part in enumerate(path):
+            self.sources[".".join(path[: depth + 1])] = source
+            if depth == len(path) - 1 and not isinstance(value, Mapping):
+                inner[part] = value
+            elif not isinstance(inner.get(part), dict):
+                inner[part] = {}
+            inner = inner[part]
+        for key, item in value.items() if isinstance(value, Mapping) else ():
+            self.put([*path, str(key)], item, source)
+
+    def read_environment(self, program: Program, environ: Mapping[str, str], faults: Faults) -> None:
+        """What the variables say, the upstream's aside."""
+        hints = hints_of(Document)
+        for variable, key in program.variables.items():
+            text, source = environ.get(variable), f"environment {variable}"
+            if not text:
+                continue
+            try:
+                self.put([key], from_text(hints[key], text), source)
+            except ValueError:
+                faults.add(f"{source}: {key}", f"{text!r} cannot be read as {key}")
+
+    def read_upstream(self, program: Program, environ: Mapping[str, str]) -> None:
+        """CONTRACTS: the variables in order; a trailing /v1/messages is dropped; our own listener is no upstream."""
+        host, port = self.values.get("host", "127.0.0.1"), self.values["port"]
+        for variable in program.upstream_variables:
+            url = (environ.get(variable) or "").strip().rstrip("/").removesuffix("/v1/messages")
+            if not url:
+                continue
+            try:
+                own = _is_own(parse_upstream(url), str(host), port if isinstance(port, int) else 0)
+            except ValueError:
+                own = False
+            if not own:
+                self.put(["upstream"], url, f"environment {variable}")
+                return
+            self.warnings.append(f"the environment's {variable} names this server's own listener and is ignored")
 
 
-def _put(values: dict[str, Any], key: str, value: object) -> None:
-    table, _, last = key.rpartition(".")
-    for part in table.split(".") if table else ():
-        inner = values.setdefault(part, {})
-        values = inner if isinstance(inner, dict) else {}
-    values[last] = value
-
-
-def _from_environment(
-    program: Program, environ: Mapping[str, str], values: dict[str, Any], sources: dict[str, str], faults: Faults
-) -> None:
-    hints = {key: field.type for key, field in keys_of(Document).items()}
-    for variable, key in program.variables.items():
-        text = environ.get(variable)
-        if not text:
-            continue
-        try:
-            _put(values, key, from_text(hints[key], text))
-            sources[key] = f"environment {variable}"
-        except ValueError:
-            faults.add(f"environment {variable}: {key}", f"{text!r} cannot be read as {key}")
-
-
-def _upstream_from_environment(
-    program: Program,
-    environ: Mapping[str, str],
-    values: dict[str, Any],
-    sources: dict[str, str],
-    warnings: list[str],
-) -> None:
-    """CONTRACTS: the variables in order; a trailing /v1/messages is dropped; our own listener is not an upstream."""
-    for variable in program.upstream_variables:
-        url = (environ.get(variable) or "").strip().rstrip("/").removesuffix("/v1/messages")
-        if not url:
-            continue
-        host, port = str(values.get("host", "127.0.0.1")), values["port"]
-        try:
-            own = _is_own(parse_upstream(url), host, port if isinstance(port, int) else 0)
-        except ValueError:
-            own = False
-        if own:
-            warnings.append(f"the environment's {variable} names this server's own listener and is ignored")
-            continue
-        table = values.get("upstream")
-        values["upstream"] = {**table, "url": url} if isinstance(table, Mapping) else url
-        sources["upstream"] = f"environment {variable}"
-        return
-
-
-def _upstream(values: Mapping[str, Any], document: Document | None, faults: Faults) -> Upstream | None:
-    given = values.get("upstream", DEFAULT_UPSTREAM)
-    table = build(UpstreamTable, given if isinstance(given, Mapping) else {"url": given}, "upstream", faults)
-    if table is None or document is None:
-        return None
-    timeouts, limits = document.timeouts, document.limits
-    try:
-        return parse_upstream(
-            table.url,
-            table.name,
-            ca_file=table.ca_file,
-            server_name=table.server_name,
-            timeouts=Timeouts(timeouts.connect, timeouts.first_byte, timeouts.idle),
-            limits=PoolLimits(
-                limits.connections, limits.queue, limits.queue_timeout, timeouts.upstream_keepalive, limits.idle
-            ),
-        )
-    except ValueError as error:
-        faults.add("upstream", str(error))
-        return None
+def _upstream(document: Document) -> Upstream:
+    table, timeouts, limits = document.upstream, document.timeouts, document.limits
+    return parse_upstream(
+        table.url,
+        table.name,
+        ca_file=table.ca_file,
+        server_name=table.server_name,
+        timeouts=Timeouts(timeouts.connect, timeouts.first_byte, timeouts.idle),
+        limits=PoolLimits(
+            limits.connections, limits.queue, limits.queue_timeout, timeouts.upstream_keepalive, limits.idle
+        ),
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -361,64 +391,19 @@ def is_loopback(host: str) -> bool:
 def _is_own(upstream: Upstream, host: str, port: int) -> bool:
     if upstream.unix or not port or upstream.port != port:
         return False
-    mine = host.strip("[]").lower()
-    theirs = upstream.host.lower()
-    if theirs == mine:
-        return True
-    everywhere = mine in ("0.0.0.0", "::", "") or is_loopback(mine)
-    return everywhere and (is_loopback(theirs) or theirs in ("0.0.0.0", "::"))
+    mine, theirs = _plain(host), _plain(upstream.host)
+    everywhere = ("0.0.0.0", "::")
+    if mine in everywhere:
+        return theirs in everywhere or is_loopback(theirs)
+    return theirs == mine or (mine == "127.0.0.1" and theirs in everywhere)
 
 
-def effective(settings: Settings, chain: Chain | None = None) -> str:
-    """The effective configuration as TOML, each key's source as a comment, secrets redacted."""
-    document = settings.document
-    lines = [f"# {settings.program}: the effective configuration"]
-    tables: list[tuple[str, Any]] = []
-    for key, field in keys_of(Document).items():
-        value = getattr(document, field.name)
-        if key == "links" or key == "upstream":
-            continue
-        if attrs.has(type(value)):
-            tables.append((key, value))
-        else:
-            lines.append(_line(key, value, settings.sources.get(key)))
-    upstream = settings.upstream
-    source = settings.sources.get("upstream.url") or settings.sources.get("upstream")
-    lines += ["", "[upstream]", _line("url", _url(upstream), source), _line("name", upstream.name, None),
-              _line("ca_file", upstream.ca_file, None), _line("server_name", upstream.server_name, None)]  # fmt: skip
-    for name, table in tables:
-        lines += ["", f"[{name}]"]
-        for key, field in keys_of(type(table)).items():
-            lines.append(_line(key, getattr(table, field.name), settings.sources.get(f"{name}.{key}")))
-    for entry in chain.entries if chain is not None else ():
-        if entry.settings():
-            lines += ["", f"[links.{entry.name if entry.name.isidentifier() else json.dumps(entry.name)}]"]
-            lines += [_line(key, value, None) for key, value in entry.settings().items()]
-    return "\n".join(lines) + "\n"
-
-
-def _url(upstream: Upstream) -> str:
-    if not upstream.unix:
-        return upstream.url
-    quoted = upstream.unix.replace("/", "%2F")
-    return f"http+unix://{quoted}{upstream.base_path}" if upstream.base_path else f"unix:{upstream.unix}"
-
-
-def _line(key: str, value: object, source: str | None) -> str:
-    return f"{key} = {_toml(value)}  # {source or 'default'}"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple, frozenset, set)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
-    text = str(value)
-    parts = urlsplit(text) if "://" in text and "@" in text else None
-    if parts is not None and (parts.username or parts.password):
-        text = text.replace(parts.netloc, f"{REDACTED}@{parts.netloc.rpartition('@')[2]}")
-    return json.dumps(text, ensure_ascii=False)
+def _plain(host: str) -> str:
+    """``host`` in one spelling: that of IPv4 for mapped addresses, and for what is called localhost."""
+    text = host.strip("[]").lower().rstrip(".")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return "127.0.0.1" if text == "localhost" else text
+    text = str(getattr(address, "ipv4_mapped", None) or address)
+    return "127.0.0.1" if text == "::1" else text

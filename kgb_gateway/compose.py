@@ -12,14 +12,20 @@ from fiedler_proxy.settings import FIEDLER, Draft, Settings
 NAME = "kgb_gateway"
 
 
+FIEDLER_LINKS = "fiedler"
+"""The name in the chain that stands for Fiedler's own."""
+
+
 def expanded(names: tuple[str, ...], faults: Faults | None = None) -> tuple[str, ...]:
-    """``names`` with Fiedler's links in the place of ``fiedler``, which must come last."""
-    if "fiedler" not in names:
+    """``names`` with Fiedler's links in the place of ``fiedler``, which must come once, and last."""
+    if FIEDLER_LINKS not in names:
         return names
-    if names[-1] != "fiedler" and faults is not None:
+    if faults is not None and names[-1] != FIEDLER_LINKS:
         faults.add("chain", "'fiedler' must be the last: behind it there is only the relay")
-    place = names.index("fiedler")
-    rest = tuple(name for name in names[place + 1 :] if name != "fiedler")
+    if faults is not None and names.count(FIEDLER_LINKS) > 1:
+        faults.add("chain", "'fiedler' stands in the chain more than once")
+    place = names.index(FIEDLER_LINKS)
+    rest = tuple(name for name in names[place + 1 :] if name != FIEDLER_LINKS)
     return (*names[:place], *FIEDLER.chain, *rest)
 
 
@@ -30,4 +36,7 @@ def compose_chain(settings: Settings) -> Chain:
 
 def check_chain(draft: Draft, faults: Faults) -> None:
     """Compose as far as ``draft`` goes, and collect what is wrong."""
-    compose_draft(draft, expanded(draft.chain, faults), faults, gateway=NAME)
+    own = Faults()
+    names = expanded(draft.settings.document.chain, own)
+    draft.place(own, faults)
+    compose_draft(draft, names, faults, gateway=NAME, known=(FIEDLER_LINKS,))

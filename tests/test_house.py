@@ -53,6 +53,7 @@ FLOORS = {
     "fiedler_proxy.middlewares.*": 2,
     "kgb_gateway.middlewares.*": 2,
     # What the configuration may say.
+    "fiedler_proxy.effective": 3,
     "fiedler_proxy.settings": 3,
     "kgb_gateway.settings": 3,
     # Doors: where a person or a program comes in.

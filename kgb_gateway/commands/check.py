@@ -4,8 +4,8 @@ import argparse
 import os
 
 from fiedler_proxy.app import build_app
+from fiedler_proxy.effective import effective
 from fiedler_proxy.options import add_options, flags_of, tell_warnings
-from fiedler_proxy.settings import effective
 from kgb_gateway.app import load
 from kgb_gateway.compose import compose_chain
 

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import attrs
 from aiohttp import web
 
+from fiedler_proxy.config import setting
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.exchange import Exchange, Observer, RawHeaders
 from fiedler_proxy.headers import KINDS_CAP, REDACTED
@@ -95,7 +96,7 @@ class AccessLog:
     are dropped and counted in a line of their own.
     """
 
-    path: str = "-"
+    path: str = setting("-", path=True)
     max_pending: int = 10_000
     _log: LogWriter[Entry] = attrs.field(init=False, repr=False, default=attrs.Factory(_writer, takes_self=True))
     _recorder: Observer = attrs.field(

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 import attrs
 from aiohttp import web
 
+from fiedler_proxy.config import setting
 from fiedler_proxy.errors import ExchangeError, SettingsError
 from fiedler_proxy.exchange import Exchange, RawHeaders
 from fiedler_proxy.headers import KINDS_CAP
@@ -59,7 +60,7 @@ class Auth:
     exists, ``always`` from the start, ``never`` asks nobody but still refuses a key that is shown and not valid.
     """
 
-    keys_file: str = ""
+    keys_file: str = setting("", path=True)
     required: str = "auto"
     _keyring: Keyring = attrs.field(init=False, repr=False, default=attrs.Factory(_open_keyring, takes_self=True))
 
