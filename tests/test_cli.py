@@ -165,8 +165,11 @@ def test_check_starts_nothing(tmp_path: Path) -> None:
 # kgb chain.
 
 
-def test_chain_as_text(capsys: Said) -> None:
-    assert kgb.main(["chain", "--chain", "request_id,auth,tests.test_chain:BodyLimit"]) == 0
+def test_chain_as_text(tmp_path: Path, capsys: Said) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text('[links.BodyLimit]\ntoken = "hush"\n')
+    names = "request_id,auth,tests.test_chain:BodyLimit"
+    assert kgb.main(["chain", "--config", str(config), "--chain", names]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip() for line in lines if line[:2].strip()] == [
         "1  request_id",
