@@ -123,7 +123,7 @@ class Answer:
     body: bytes
 
 
-def render(error: ExchangeError, dialect: Dialect, request_id: str, path: str = "") -> Answer:
+def render(error: ExchangeError, dialect: Dialect, request_id: str) -> Answer:
     """``error`` as a whole answer in ``dialect``: envelope, content type, request id, retry advice."""
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     document = _ENVELOPES[dialect](error, message, request_id)
