@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 import attrs
 from aiohttp import web
@@ -78,13 +77,6 @@ def link_defaults(settings: Settings, gateway: str) -> dict[str, dict[str, objec
         "health": {**health, "gateway": gateway},
         "auth": {"keys_file": str(settings.base_dir / KEYS_FILE)},
     }
-
-
-def keys_file(settings: Settings) -> Path:
-    """Where the keys of callers are, as far as the settings say: whoever writes them and whoever asks must agree."""
-    auth = settings.document.links.get("auth")
-    named = auth.get("keys_file") if isinstance(auth, Mapping) else None
-    return settings.base_dir / (Path(named).expanduser() if isinstance(named, str) and named else KEYS_FILE)
 
 
 def _check_exposure(settings: Settings, chain: Chain, faults: Faults) -> None:

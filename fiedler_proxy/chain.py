@@ -216,8 +216,10 @@ class _Maker:
     def _build(self, name: str, where: str, target: type, table: object) -> Any:
         if isinstance(table, Mapping):
             given = absolute(target, table, self.base)
-            own = {key: value for key, value in self.defaults.get(name, {}).items() if key in keys_of(target)}
-            table = {**own, **given}
+            fields = keys_of(target)
+            own = {key: value for key, value in self.defaults.get(name, {}).items() if key in fields}
+            silent = [key for key in own if given.get(key) == "" and fields[key].metadata.get("path")]
+            table = {**own, **{key: value for key, value in given.items() if key not in silent}}
         return build(target, table, where, self.faults)
 
 

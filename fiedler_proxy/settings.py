@@ -33,6 +33,7 @@ from fiedler_proxy.upstream import PoolLimits, Timeouts, Upstream, parse_upstrea
 DEFAULT_UPSTREAM = "https://api.anthropic.com"
 
 KEYS_FILE = "keys.json"
+"""The name of a keys file whose place is not configured."""
 
 
 def _upstream_wrong(text: str) -> str:

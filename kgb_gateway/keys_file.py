@@ -18,9 +18,6 @@ import attrs
 
 from kgb_gateway.caller import check_scopes
 
-KEYS_FILE = "keys.json"
-"""The name of a keys file whose place is not configured."""
-
 FILE_CAP = 16 * 1024 * 1024
 """Bytes beyond which a keys file is taken for something else."""
 

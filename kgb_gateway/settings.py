@@ -1,6 +1,11 @@
-"""What is KGB's own in the settings: its port, its chain, and the names the origin system gave its environment."""
+"""What is KGB's own in the settings: its port, its chain, the names the origin system gave its environment, and where
+the keys of its callers are.
+"""
 
-from fiedler_proxy.settings import Program
+from collections.abc import Mapping
+from pathlib import Path
+
+from fiedler_proxy.settings import KEYS_FILE, Program, Settings
 
 KGB = Program(
     "kgb",
@@ -17,3 +22,13 @@ KGB = Program(
     "KGB_CONFIG",
 )
 """KGB as a program: ``https://api.anthropic.com`` as upstream is the origin's blue, a Fiedler URL its green."""
+
+_AUTH_TABLES = ("auth", "kgb_gateway.middlewares.auth:Auth", "Auth")
+
+
+def keys_file(settings: Settings) -> Path:
+    """Where ``auth`` looks for the keys of callers: whoever writes them must come to the same place."""
+    tables = (settings.document.links.get(name) for name in _AUTH_TABLES)
+    table = next((table for table in tables if isinstance(table, Mapping)), {})
+    named = table.get("keys_file")
+    return settings.base_dir / (Path(named).expanduser() if isinstance(named, str) and named else KEYS_FILE)

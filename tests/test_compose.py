@@ -84,7 +84,13 @@ def test_the_settings_reach_guard_and_health(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "place"), [("", "keys.json"), ('keys_file = "sub/k.json"', "sub/k.json"), ('keys_file = "/k"', "/k")]
+    ("table", "place"),
+    [
+        ("", "keys.json"),
+        ('keys_file = ""', "keys.json"),
+        ('keys_file = "sub/k.json"', "sub/k.json"),
+        ('keys_file = "/k"', "/k"),
+    ],
 )
 def test_the_keys_file_stands_beside_the_configuration(tmp_path: Path, table: str, place: str) -> None:
     config = tmp_path / "gateway.toml"

@@ -5,8 +5,16 @@ from typing import ClassVar
 import attrs
 from aiohttp import web
 
+from fiedler_proxy.config import setting
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
+
+
+def _prefixes_wrong(values: tuple[str, ...]) -> str:
+    for value in values:
+        if not value.startswith("/") or value.endswith("/") or "?" in value or "#" in value:
+            return f"{value!r} is no prefix; write it with a slash before it and none behind, like '/anthropic-proxy'"
+    return ""
 
 
 @web.middleware
@@ -14,7 +22,7 @@ from fiedler_proxy.server import Handler
 class ProviderRoute:
     """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target."""
 
-    prefixes: tuple[str, ...] = ("/anthropic-proxy",)
+    prefixes: tuple[str, ...] = setting(("/anthropic-proxy",), check=_prefixes_wrong)
 
     after: ClassVar[tuple[str, ...]] = ("auth",)
 

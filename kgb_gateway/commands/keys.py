@@ -11,13 +11,15 @@ import os
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fiedler_proxy.config import Faults
+from fiedler_proxy.settings import read
 from kgb_gateway.keys_edit import create_key, revoke_key, rotate_key
-from kgb_gateway.keys_file import KEYS_FILE, Key, KeysFileError, read_keys_file, timestamp
+from kgb_gateway.keys_file import Key, KeysFileError, read_keys_file, timestamp
+from kgb_gateway.settings import KGB, keys_file
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
@@ -50,7 +52,9 @@ def _command(
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--keys-file", type=Path, metavar="FILE", help="the keys file itself")
     where.add_argument("--config", type=Path, metavar="FILE", help="the gateway's configuration, which names it")
-    where.add_argument("--data-dir", type=Path, metavar="DIR", help="the gateway's data directory, which holds it")
+    where.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="the gateway's data directory, for one without configuration"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, act=act)
     return parser
@@ -70,26 +74,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def keys_file_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Path:
-    """The keys file that the options name: itself, beside the configuration, or in the data directory."""
+    """The keys file that is named, or the one that ``kgb serve`` uses with the same options and environment."""
     if args.keys_file is not None:
         return Path(args.keys_file)
-    if args.config is not None:
-        return _of_configuration(args.config)
-    if args.data_dir is not None:
-        return Path(args.data_dir) / KEYS_FILE
-    home = environ.get("XDG_DATA_HOME") or ""
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "share"
-    return base / "kgb" / KEYS_FILE
-
-
-def _of_configuration(config: Path) -> Path:
-    try:
-        links = tomllib.loads(config.read_text()).get("links", {})
-    except (OSError, ValueError) as error:
-        raise KeysFileError(f"the configuration {config} cannot be read: {error}") from None
-    auth = links.get("auth", {}) if isinstance(links, dict) else {}
-    named = auth.get("keys_file") if isinstance(auth, dict) else None
-    return config.parent / (Path(named).expanduser() if isinstance(named, str) and named else KEYS_FILE)
+    given = {"config": args.config, "data_dir": args.data_dir}
+    flags = {key: str(value) for key, value in given.items() if value is not None}
+    faults = Faults()
+    draft = read(KGB, flags, environ, faults)
+    if not draft.complete:
+        raise KeysFileError(f"the configuration cannot be read: {faults.found[0]}")
+    return keys_file(draft.settings)
 
 
 def parse_duration(text: str) -> float:
