@@ -40,7 +40,7 @@ FIELD_CAP = 128 * 1024
 HEADERS_CAP = 1024
 """Most headers a response may have."""
 
-WRITE_BUFFER = 64 * 1024
+WRITE_BUFFER = 256 * 1024
 """Bytes of a request waiting in our memory for a slow upstream before the caller's upload is paused."""
 
 LEAVE_WAIT = 5.0
