@@ -59,7 +59,8 @@ def compose_draft(
         known=known,
         base=settings.base_dir,
     )
-    if draft.complete:
+    unmade = "auth" in names and chain.find("auth") is None
+    if draft.complete and not unmade:
         _check_exposure(settings, chain, own)
     _check_files(settings, own)
     draft.place(own, faults)

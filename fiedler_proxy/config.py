@@ -204,7 +204,9 @@ def convert(
         return None
     wrong = check(result) if check is not None else ""
     if wrong:
-        faults.add(where, f"{wrong}, not {value!r}" if wrong.startswith("must") and not secret else wrong)
+        faults.add(
+            where, f"{wrong}, not {value!r}" if wrong.startswith("must") and value != "" and not secret else wrong
+        )
         return None
     return result
 
