@@ -35,10 +35,14 @@ def setting(default: Any, *, check: Check | None = None, secret: bool | None = N
     ``secret``: its value is kept out of sight; None asks its name. ``path``: a text that is relative to the
     configuration file; "" and "-" stand for none.
     """
-    metadata = {"check": check, "secret": secret, "path": path}
+    metadata = {"check": check or (_no_path if path else None), "secret": secret, "path": path}
     if isinstance(default, (dict, list)):
         return attrs.field(factory=lambda: type(default)(default), metadata=metadata)
     return attrs.field(default=default, metadata=metadata)
+
+
+def _no_path(value: object) -> str:
+    return "holds a NUL character, which no path may" if "\0" in str(value) else ""
 
 
 def is_secret(field: "attrs.Attribute[Any]") -> bool:
@@ -205,7 +209,8 @@ def convert(
     wrong = check(result) if check is not None else ""
     if wrong:
         faults.add(
-            where, f"{wrong}, not {value!r}" if wrong.startswith("must") and value != "" and not secret else wrong
+            where,
+            f"{wrong}, not {redacted(value)!r}" if wrong.startswith("must") and value != "" and not secret else wrong,
         )
         return None
     return result

@@ -74,10 +74,7 @@ def nominated(headers: RawHeaders) -> frozenset[bytes]:
 def connection_options(headers: RawHeaders) -> frozenset[bytes]:
     """Every option of the Connection headers, lower case."""
     return frozenset(
-        option.strip().lower()
-        for name, value in headers
-        if kind_of(name) == CONNECTION
-        for option in value.split(b",")
+        option.strip().lower() for name, value in headers if kind_of(name) == CONNECTION for option in value.split(b",")
     )
 
 

@@ -336,7 +336,13 @@ class Flow:
         first_byte, idle = self._timeouts()
         connection, upload = self._connection, self._upload
         if upload is not None and upload.waits_for_caller and not self._exchange.head_sent:
-            limit, since, code, status, what = idle, upload.last_byte, "request_timeout", 408, "the request body stalled"
+            limit, since, code, status, what = (
+                idle,
+                upload.last_byte,
+                "request_timeout",
+                408,
+                "the request body stalled",
+            )
         elif self._exchange.head_sent:
             since = now if connection.reading_paused else connection.last_byte
             limit, code, status, what = idle, "idle_timeout", 504, "the upstream fell silent"

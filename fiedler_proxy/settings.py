@@ -52,6 +52,12 @@ def _path_wrong(value: str) -> str:
     return "must be a path alone, without query" if "?" in value or "#" in value else ""
 
 
+def _host_wrong(value: str) -> str:
+    if not value:
+        return "must not be empty"
+    return "must be an address or a name alone" if set(value) & set("/@?#, ") else ""
+
+
 def _hosts_wrong(values: tuple[str, ...]) -> str:
     for value in values:
         if value != "*" and host_of(value.removeprefix("*.")) != value.removeprefix("*.").strip("[]").lower():
@@ -142,7 +148,7 @@ class HealthTable:
 class Document:
     """The configuration file's own keys; the tables below ``[links]`` belong to the links."""
 
-    host: str = setting("127.0.0.1", check=lambda value: "" if value else "must not be empty")
+    host: str = setting("127.0.0.1", check=_host_wrong)
     port: int = setting(8089, check=between(0, 65535))
     upstream: UpstreamTable = setting(_UPSTREAM)
     data_dir: Path = setting(Path("~/.local/share/kgb"), path=True)

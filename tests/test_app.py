@@ -374,6 +374,12 @@ def test_what_our_own_listener_is(host: str, url: str, own: bool) -> None:
         assert load({"host": host, "upstream": url}).upstream == settings.upstream
 
 
+@pytest.mark.parametrize("host", ["http://localhost", "localhost, ::1", "u:hush@localhost", "a b"])
+def test_a_host_is_an_address_alone(host: str) -> None:
+    (fault,) = faults_of({"host": host})
+    assert fault.startswith("flag --host: host: must be an address or a name alone, not ")
+
+
 @pytest.mark.parametrize("names", [["a.example", "[::1]", "*", "*.b.example", "c"], []])
 def test_hosts_that_can_match(names: list[str]) -> None:
     assert load({"allowed_hosts": names}).document.allowed_hosts == tuple(names)

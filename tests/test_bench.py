@@ -292,12 +292,20 @@ def test_missing_figures_stay_visible_and_are_no_numbers() -> None:
     assert json.loads(json.dumps(document, allow_nan=False))["figures"]["speed"]["servers"]["kgb"]["median"] is None
 
 
-def test_rows_that_the_generator_may_have_bounded_say_so() -> None:
-    assert MORE.generator_bound(600.0, {"rate": 1000.0})
-    assert not MORE.generator_bound(500.0, {"rate": 1000.0})
-    assert not MORE.generator_bound(900.0, {"rate": 1000.0, "generator": 0.5})
-    assert not LESS.generator_bound(900.0, {"p50": 1.0})
-    assert "generator-bound" in report.Cell(values=[1.0], bound=[0.9]).remarks()[0]
+@pytest.mark.parametrize(
+    ("row", "direct", "bound"),
+    [(MORE, {"rate": 299.0}, True), (MORE, {"rate": 300.0}, False), (MORE, {"rate": 160.0, "generator": 0.5}, False),
+     (LESS, {"rate": 1.0, "p50": 1.0}, False)],
+)  # fmt: skip
+def test_rows_that_the_generator_may_have_bounded_say_so(
+    tmp_path: Path, row: Row, direct: dict[str, float], bound: bool
+) -> None:
+    bench, quiet = runner.Bench(options(tmp_path)), proc.Quiet(0.0, 0.0, 0.0, 0.0)
+    bench._enter(row, "direct", direct, direct, quiet, 1)
+    bench._enter(row, "kgb", {"rate": 150.0, "p50": 150.0, "busy": 0.9}, direct, quiet, 1)
+    text = " ".join(report.remarks(bench.cells, row, "kgb"))
+    assert ("generator-bound" in text) is bound
+    assert ("90% busy" in text) is bound
 
 
 def test_added_rows_subtract_direct_of_the_same_round(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ async def ask(link: Link, client_head: bytes, body: bytes) -> tuple[ScriptedUpst
             return upstream, await client.read_response("POST")
 
 
-@pytest.mark.parametrize("head", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "head", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+)
 async def test_both_bodies_are_replaced_and_their_framing_with_them(head: bytes) -> None:
     link = Shout()
     upstream, response = await ask(link, b"POST / HTTP/1.1\r\nHost: localhost\r\n", head)

@@ -227,7 +227,9 @@ def _render(entry: Entry, quote: Callable[[str], str]) -> str:
 
 
 def _render_facts(facts: dict[str, _Scalar], quote: Callable[[str], str]) -> str:
-    pairs = (f"{quote(key)}:{quote(value) if isinstance(value, str) else _encode(value)}" for key, value in facts.items())
+    pairs = (
+        f"{quote(key)}:{quote(value) if isinstance(value, str) else _encode(value)}" for key, value in facts.items()
+    )
     return "{" + ",".join(pairs) + "}"
 
 

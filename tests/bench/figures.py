@@ -30,9 +30,9 @@ class Row:
         """The figure of one measurement; ``direct`` is that of the same round."""
         return result[self.key] - (direct[self.key] if self.added else 0.0)
 
-    def generator_bound(self, value: float, direct: Result) -> bool:
-        """Whether direct, at the share of its core that it used, could have done less than twice the value."""
-        return self.bound and bool(direct) and direct[self.key] / direct.get("generator", 1.0) < 2 * value
+    def capacity(self, direct: Result) -> float:
+        """What load and upstream alone could do, given the share of their core that they used."""
+        return direct[self.key] / direct.get("generator", 1.0)
 
 
 @attrs.frozen

@@ -21,9 +21,8 @@ class Cell:
     repeated: int = 0
     quiet: list[float] = attrs.Factory(list)
     last_disturbance: str = ""
-    bound: list[float] = attrs.Factory(
-        list
-    )  # rounds in which direct was below twice the value: the busy share of the proxy
+    busy: list[float] = attrs.Factory(list)  # share of its core that the server used, a round
+    capacity: list[float] = attrs.Factory(list)  # of direct: what load and upstream alone could have done, a round
 
     @property
     def median(self) -> float:
@@ -45,17 +44,6 @@ class Cell:
         if text not in self.notes:
             self.notes.append(text)
 
-    def remarks(self) -> list[str]:
-        """The notes, and in words what is counted."""
-        found = list(self.notes)
-        if self.bound:
-            found.append(
-                f"generator-bound: direct is below twice this (proxy {statistics.median(self.bound):.0%} busy)"
-            )
-        if self.disturbed:
-            found.append(f"{self.disturbed} of {len(self.values)} rounds disturbed ({self.last_disturbance})")
-        return found
-
 
 Cells = dict[tuple[str, str], Cell]
 """(row name, server name) -> cell."""
@@ -75,6 +63,19 @@ def ratio(cells: Cells, row: Row, server: str, yardstick: str) -> float:
     return cells[row.name, server].median / other if other > 0 else float("nan")
 
 
+def remarks(cells: Cells, row: Row, server: str) -> list[str]:
+    """The notes of a cell, and in words what is counted."""
+    cell, direct = cells[row.name, server], cells.get((row.name, "direct"))
+    found = list(cell.notes)
+    if row.bound and server != "direct" and cell.values and direct is not None and direct.capacity:
+        if statistics.median(direct.capacity) < 2 * cell.median:
+            busy = f" (proxy {statistics.median(cell.busy):.0%} busy)" if cell.busy else ""
+            found.append(f"generator-bound: direct could not do twice this{busy}")
+    if cell.disturbed:
+        found.append(f"{cell.disturbed} of {len(cell.values)} rounds disturbed ({cell.last_disturbance})")
+    return found
+
+
 def table(rows: Sequence[Row], servers: Sequence[str], cells: Cells) -> str:
     """One block a row: the servers with median, spread, ratios and notes."""
     lines: list[Sequence[str]] = [("figure", "server", "median", "min .. max", "vs nginx", "vs reference", "notes")]
@@ -86,7 +87,7 @@ def table(rows: Sequence[Row], servers: Sequence[str], cells: Cells) -> str:
                 continue
             spread = f"{number(min(cell.values))} .. {number(max(cell.values))}" if cell.values else "-"
             ratios = [number(ratio(cells, row, server, yardstick)) for yardstick in YARDSTICKS]
-            lines.append((title, server, number(cell.median), spread, *ratios, "; ".join(cell.remarks())))
+            lines.append((title, server, number(cell.median), spread, *ratios, "; ".join(remarks(cells, row, server))))
             title = ""
     return columns(lines)
 
@@ -122,7 +123,7 @@ def document(rows: Sequence[Row], servers: Sequence[str], cells: Cells, machine:
                     "rounds": cell.values,
                     "repeated": cell.repeated,
                     "disturbed": cell.disturbed,
-                    "notes": cell.remarks(),
+                    "notes": remarks(cells, row, name),
                     **{f"vs_{other}": _finite(ratio(cells, row, name, other)) for other in YARDSTICKS},
                 }
                 for name, cell in measured.items()

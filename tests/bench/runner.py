@@ -226,5 +226,7 @@ class Bench:
         value = row.value(result, {row.key: 0.0} if name == "direct" else direct)
         cell.enter(value, str(verdict) if verdict.disturbed else "")
         cell.repeated += tries - 1
-        if name != "direct" and row.generator_bound(value, direct):
-            cell.bound.append(result.get("busy", 0.0))
+        if name != "direct":
+            cell.busy.append(result.get("busy", 0.0))
+        elif row.bound:
+            cell.capacity.append(row.capacity(result))

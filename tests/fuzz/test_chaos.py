@@ -93,7 +93,11 @@ async def play(request: ReceivedRequest, conn: UpstreamConnection) -> None:
     rng = random.Random(plan.seed + 2)
     body = plan.body
     stop = rng.randrange(len(body) + 1) if end != "whole" else len(body)
-    framing_line = {"chunked": b"Transfer-Encoding: chunked\r\n", "length": b"Content-Length: %d\r\n" % len(body), "close": b""}
+    framing_line = {
+        "chunked": b"Transfer-Encoding: chunked\r\n",
+        "length": b"Content-Length: %d\r\n" % len(body),
+        "close": b"",
+    }
     await conn.send(b"HTTP/1.1 200 OK\r\nx-seed: %d\r\n" % plan.seed + framing_line[framing] + b"\r\n")
     position = 0
     while position < stop:

@@ -423,9 +423,7 @@ async def test_a_body_that_never_ends_reaches_nobody_whole(guarded: Guarded, fra
 UPGRADE = b"POST /upgrade HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: %s\r\nContent-Length: 3\r\n\r\nabc"
 
 
-@pytest.mark.parametrize(
-    "protocol", [b"websocket", pytest.param(b"h2c"), pytest.param(b"tcp")]
-)
+@pytest.mark.parametrize("protocol", [b"websocket", pytest.param(b"h2c"), pytest.param(b"tcp")])
 async def test_an_upgrade_nobody_takes_up_moves_no_boundary(protocol: bytes) -> None:
     """What follows is either the next request, from its first byte on, or is not read at all."""
     arrived = asyncio.Event()
@@ -446,9 +444,7 @@ async def test_an_upgrade_nobody_takes_up_moves_no_boundary(protocol: bytes) -> 
         assert [request.target for request in up.requests] in ([b"/upgrade", b"/next"], [b"/upgrade"])
 
 
-@pytest.mark.parametrize(
-    "protocol", [b"websocket", pytest.param(b"h2c"), pytest.param(b"tcp")]
-)
+@pytest.mark.parametrize("protocol", [b"websocket", pytest.param(b"h2c"), pytest.param(b"tcp")])
 async def test_a_request_behind_an_upgrade_nobody_takes_up_is_answered_or_cut(
     guarded: Guarded, protocol: bytes
 ) -> None:
