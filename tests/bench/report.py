@@ -67,10 +67,10 @@ def remarks(cells: Cells, row: Row, server: str) -> list[str]:
     """The notes of a cell, and in words what is counted."""
     cell, direct = cells[row.name, server], cells.get((row.name, "direct"))
     found = list(cell.notes)
-    if row.bound and server != "direct" and cell.values and direct is not None and direct.capacity:
-        if statistics.median(direct.capacity) < 2 * cell.median:
-            busy = f" (proxy {statistics.median(cell.busy):.0%} busy)" if cell.busy else ""
-            found.append(f"generator-bound: direct could not do twice this{busy}")
+    capacity = statistics.median(direct.capacity) if direct is not None and direct.capacity else float("inf")
+    if server != "direct" and cell.values and capacity < 2 * cell.median:
+        busy = f" (proxy {statistics.median(cell.busy):.0%} busy)" if cell.busy else ""
+        found.append(f"generator-bound: direct could not do twice this{busy}")
     if cell.disturbed:
         found.append(f"{cell.disturbed} of {len(cell.values)} rounds disturbed ({cell.last_disturbance})")
     return found
