@@ -501,11 +501,19 @@ class TestBackpressure:
             async with opened(serving) as client:
                 await points.wait("reads no more")
                 (connection,) = serving.pool._connections
-                block = b"x" * 65536
-                while not connection.writing_paused:
-                    await client.send(block)
+
+                async def flood() -> None:
+                    while True:
+                        await client.send(b"x" * 65536)
+
+                flooding = asyncio.create_task(flood())
+                async with asyncio.timeout(10):
+                    while not connection.writing_paused:
+                        await asyncio.sleep(0.001)
                 client.abort()
                 assert await serving.records.outcome() is Outcome.CALLER_LEFT
+                flooding.cancel()
+                await asyncio.wait([flooding])
             await serving.settled(0)
 
 
