@@ -80,7 +80,7 @@ def machine() -> dict[str, str]:
 
 def main() -> int:
     arguments = parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped on the way out
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped on the way out
     servers = tuple(arguments.servers.split(",")) if arguments.servers else USUAL
     if unknown := [name for name in servers if name not in SERVERS]:
         raise SystemExit(f"--servers {unknown[0]}: no such server; there are {', '.join(SERVERS)}")
@@ -97,13 +97,16 @@ def main() -> int:
             directory=Path(directory),
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        bench = Bench(options)
+        bench, interrupted = Bench(options), False
         try:
             bench.run()
         except StartError as error:
             raise SystemExit(f"the bench cannot run: {error}") from None
+        except KeyboardInterrupt:
+            print("interrupted: what was measured until then")
+            arguments.check, interrupted = False, True
     rows = [row for one in options.scenarios for row in one.rows]
-    return show(bench, rows, about, arguments)
+    return show(bench, rows, about, arguments) or (130 if interrupted else 0)
 
 
 def show(bench: Bench, rows: list[Row], about: dict[str, str], arguments: argparse.Namespace) -> int:
