@@ -84,10 +84,15 @@ class Ledger(Observer):
         self.outcomes[exchange.path] = exchange.outcome
 
 
+PLAYED: set[int] = set()
+"""Seeds of the plans whose requests reached the upstream."""
+
+
 @serve_forever
 async def play(request: ReceivedRequest, conn: UpstreamConnection) -> None:
     seed, framing, end = (request.header("x-plan") or b"").decode().split("/")
     plan = Plan(int(seed), framing, end, "", "", 0)
+    PLAYED.add(plan.seed)
     uploaded = await request.body()
     assert uploaded == random.Random(plan.seed + 1).randbytes(len(uploaded)), "the upload was altered"
     rng = random.Random(plan.seed + 2)
@@ -152,6 +157,11 @@ async def one(address: Address, plan: Plan, number: int) -> tuple[str, bytes]:
 
 def check(plan: Plan, verdict: str, got: bytes, outcome: Outcome, recorded: bytes) -> None:
     body = plan.body
+    if outcome is Outcome.UPSTREAM_BROKE and recorded.startswith(b"{") and not body.startswith(recorded):
+        # The upstream reset a kept connection in the instant in which it was lent: the request is not sent twice.
+        assert verdict in ("status 502", "left")
+        assert plan.seed not in PLAYED or plan.end == "reset", f"{plan} was answered 502 although it was served"
+        return
     assert body.startswith(got), "bytes were altered"
     assert body.startswith(recorded), "the observers heard something else"
     assert len(recorded) >= len(got), "the caller received what no observer heard"
@@ -170,6 +180,16 @@ def check(plan: Plan, verdict: str, got: bytes, outcome: Outcome, recorded: byte
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_chaos_loses_mixes_and_embellishes_nothing(seed: int) -> None:
+    await chaos(seed, ROUNDS)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(100, 106))
+async def test_chaos_for_long(seed: int) -> None:
+    await chaos(seed, 20 * ROUNDS)
+
+
+async def chaos(seed: int, rounds: int) -> None:
     rng = random.Random(seed)
     ledger = Ledger()
 
@@ -181,7 +201,7 @@ async def test_chaos_loses_mixes_and_embellishes_nothing(seed: int) -> None:
     async with ScriptedUpstream(play, ignore_errors=True) as upstream:
         gateway = Gateway(parse_upstream(upstream.url, limits=PoolLimits(connections=CALLERS // 2)))
         async with start_app(create_application(gateway, [watch, Guard()], Relay(gateway))) as address:
-            for round_number in range(ROUNDS):
+            for round_number in range(rounds):
                 plans = {round_number * CALLERS + i: Plan.draw(rng) for i in range(CALLERS)}
                 results = await asyncio.gather(*(one(address, plan, number) for number, plan in plans.items()))
                 async with asyncio.timeout(10):
@@ -199,4 +219,4 @@ async def test_chaos_loses_mixes_and_embellishes_nothing(seed: int) -> None:
                     await asyncio.sleep(0.001)
             assert pool.waiting == 0
     assert not [failure for failure in upstream.failures if isinstance(failure, AssertionError)]
-    assert len(ledger.outcomes) >= ROUNDS * CALLERS * 0.8
+    assert len(ledger.outcomes) >= rounds * CALLERS * 0.8
