@@ -110,6 +110,12 @@ class ChunkedDecoder(Decoder):
     def feed(self, data: bytes) -> bytes:
         if self._tail:
             data, self._tail = self._tail + data, b""
+        elif not self._left and self._trailers < 0:
+            match = _SIZE_LINE.match(data)
+            if match is not None and data[-2:] == b"\r\n":
+                start, size = match.end(), int(match.group(1), 16)
+                if size and start + size + 2 == len(data):
+                    return data[start:-2]  # an event of a stream: one whole chunk in one read
         pieces: list[bytes] = []
         pos, end = 0, len(data)
         try:

@@ -33,7 +33,7 @@ from fiedler_proxy.exchange import RawHeaders
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-READ_BUFFER = 256 * 1024
+READ_BUFFER = 64 * 1024
 """Bytes of a caller's upload in our memory before its connection is paused (aiohttp holds up to twice that)."""
 
 HEADERS_CAP = 512
