@@ -16,10 +16,8 @@ from typing import Protocol
 
 import attrs
 
-from fiedler_proxy.headers import HOP_BY_HOP, is_valid_value
+from fiedler_proxy.headers import HOP_BY_HOP, RawHeaders, Shape, is_valid_value, shape_of
 from fiedler_proxy.upstream import Upstream
-
-RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 OBSERVER_SLOW_SECONDS = 0.1
 """A single call above this counts as a strike against the observer."""
@@ -98,12 +96,12 @@ _HEARD: dict[type[Observer], tuple[int, ...]] = {}
 def _events_of(observer: Observer) -> tuple[int, ...]:
     """Which events (by index) ``observer`` listens to: what its class does not override costs nothing."""
     kind = type(observer)
-    if not _EVENT_NAMES.isdisjoint(getattr(observer, "__dict__", ())):
-        return tuple(range(len(_EVENTS)))  # methods of its own: hear everything
     events = _HEARD.get(kind)
     if events is None:
         events = tuple(i for i, name in enumerate(_EVENTS) if getattr(kind, name, None) is not getattr(Observer, name))
         _HEARD[kind] = events
+    if kind.__dictoffset__ and not _EVENT_NAMES.isdisjoint(observer.__dict__):
+        return tuple(range(len(_EVENTS)))  # methods of its own: hear everything
     return events
 
 
@@ -162,16 +160,34 @@ class Exchange:
     ended: float | None = None
     request_body: bytes | None = None
     transforms: "tuple[Transform, ...]" = ()
+    _shaped: RawHeaders | None = None
+    _shape: Shape | None = None
     _hear: tuple[tuple[Observer, ...], ...] = _NOBODY
     _strikes: dict[int, int] | None = None
     _abort: "Callable[[Outcome], None] | None" = None
 
     def observe(self, observer: Observer) -> None:
         """Attach ``observer``; it hears what happens from now on, in the order of attachment."""
-        hear = list(self._hear)
+        hear = [*self._hear]
         for event in _events_of(observer):
-            hear[event] = (*hear[event], observer)
+            hear[event] += (observer,)
         self._hear = tuple(hear)
+
+    @property
+    def request_shape(self) -> Shape:
+        """The shape of ``request_headers`` as they are now."""
+        shape = self._shape
+        if shape is None or self._shaped is not self.request_headers:
+            self._shaped = self.request_headers
+            shape = self._shape = shape_of(self.request_headers)
+        return shape
+
+    def drop_request_header(self, place: int) -> None:
+        """Take away the request header at ``place``."""
+        shape = self.request_shape.without(place)
+        headers = self.request_headers
+        self.request_headers = self._shaped = headers[:place] + headers[place + 1 :]
+        self._shape = shape
 
     def find(self, name: bytes) -> bytes | None:
         """The value of the first request header called ``name`` (given in lower case), or None."""

@@ -67,7 +67,7 @@ class LengthDecoder(Decoder):
     __slots__ = ("left",)
 
     def __init__(self, length: int) -> None:
-        super().__init__()
+        self.rest = b""
         self.left = length
         self.done = length == 0
 
@@ -76,10 +76,13 @@ class LengthDecoder(Decoder):
         if size < self.left:
             self.left -= size
             return data
-        payload = data if size == self.left else data[: self.left]
+        self.done = True
+        if size == self.left:
+            self.left = 0
+            return data
+        payload = data[: self.left]
         self.rest += data[self.left :]
         self.left = 0
-        self.done = True
         return payload
 
 
@@ -102,7 +105,8 @@ class ChunkedDecoder(Decoder):
     __slots__ = ("_left", "_tail", "_trailers")
 
     def __init__(self) -> None:
-        super().__init__()
+        self.done = False
+        self.rest = b""
         self._left = 0  # payload bytes, plus 2 for their CRLF, that the current chunk still owes
         self._tail = b""
         self._trailers = -1  # bytes of trailer lines read; -1 before the last chunk

@@ -5,6 +5,7 @@ Pure functions over raw header pairs, as received: order, case, duplicates and b
 
 import re
 from collections.abc import Set
+from operator import add, itemgetter
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
@@ -35,12 +36,6 @@ KEEP, HOST, LENGTH, EXPECT, OWN = 0, 1, 2, 3, 4
 HOP, CODING, UPGRADE, CONNECTION = -1, -2, -3, -4
 """What a header is to a hop (``kind_of``): below zero it ends here in either direction; OWN ends here in requests."""
 
-KINDS_CAP = 2048
-"""Header names, as spelled, whose kind is remembered; beyond it the memory starts anew."""
-
-KINDS: dict[bytes, int] = {}
-"""Kinds of the names seen so far: heads are read several thousand times a second, and mostly the same names."""
-
 _SPECIAL = {
     b"host": HOST, b"content-length": LENGTH, b"expect": EXPECT, b"transfer-encoding": CODING, b"upgrade": UPGRADE,
     b"connection": CONNECTION,
@@ -53,17 +48,9 @@ _FORBIDDEN = re.compile(rb"[\r\n\0]")
 
 
 def kind_of(name: bytes) -> int:
-    """What the header ``name`` (any case) is to this hop; hot callers look into ``KINDS`` first."""
-    kind = KINDS.get(name)
-    if kind is not None:
-        return kind
+    """What the header ``name`` (any case) is to this hop."""
     lower = name.lower()
-    kind = _SPECIAL.get(lower, HOP if lower in HOP_BY_HOP else OWN if lower in GATEWAY_REQUEST_HEADERS else KEEP)
-    if len(KINDS) >= KINDS_CAP:
-        KINDS.clear()
-    if len(name) <= 64:
-        KINDS[name] = kind
-    return kind
+    return _SPECIAL.get(lower, HOP if lower in HOP_BY_HOP else OWN if lower in GATEWAY_REQUEST_HEADERS else KEEP)
 
 
 def nominated(headers: RawHeaders) -> frozenset[bytes]:
@@ -78,21 +65,94 @@ def connection_options(headers: RawHeaders) -> frozenset[bytes]:
     )
 
 
-def end_to_end(headers: RawHeaders, also: Set[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
-    """``headers`` without those of this hop and without those named in ``also`` (lower case), order kept."""
-    kinds = KINDS
-    options = False
-    kept = []
-    for pair in headers:
-        kind = kinds.get(pair[0])
-        if kind is None:
-            kind = kind_of(pair[0])
-        if kind >= 0:
-            kept.append(pair)
-        elif kind == CONNECTION and pair[1] not in PLAIN_CONNECTIONS:
-            options = True
-    drop: Set[bytes] = also | nominated(headers) if options else also
-    return [pair for pair in kept if pair[0].lower() not in drop] if drop else kept
+def end_to_end(headers: RawHeaders, also: frozenset[bytes] = frozenset(), shape: "Shape | None" = None) -> RawHeaders:
+    """``headers`` (of ``shape``) without those of this hop and without those named in ``also`` (lower case; a
+    constant), order kept."""
+    shape = shape_of(headers) if shape is None else shape
+    if not shape.ends and not shape.places(also):
+        return headers
+    kept = list(headers)
+    drop: Set[bytes] = also
+    for place in shape.ends:
+        name, value = kept.pop(place)
+        if value not in PLAIN_CONNECTIONS and kind_of(name) == CONNECTION:
+            drop = also | nominated(headers)
+    if drop:
+        kept = [pair for pair in kept if pair[0].lower() not in drop]
+    return tuple(kept)
+
+
+SHAPES_CAP = 512
+"""Shapes that are remembered; beyond it the memory starts anew."""
+
+_SHAPE_NAMES = 64
+_SHAPE_BYTES = 2048
+_PLACES_CAP = 32
+
+_name = itemgetter(0)
+_value = itemgetter(1)
+
+
+class Shape:
+    """What the names of a message's headers say, worked out once for all messages that have the same names.
+
+    A client sends the same names, spelled and in order alike, with nearly every request, and so does an upstream. So what
+    the names alone decide is looked up, and only values are looked at for each message. ``special``: place and kind
+    (``kind_of``) of every header that is not just kept, the last first.
+    """
+
+    __slots__ = ("_places", "_without", "ends", "lower", "names", "prefixes", "special")
+
+    def __init__(self, names: tuple[bytes, ...]) -> None:
+        self.names = names
+        self.lower = tuple([name.lower() for name in names])
+        self.prefixes = tuple([name + b": " for name in names])
+        kinds = [(place, kind_of(name)) for place, name in enumerate(names)]
+        self.special = tuple([(place, kind) for place, kind in reversed(kinds) if kind != KEEP])
+        self.ends = tuple([place for place, kind in self.special if kind < 0])
+        self._places: dict[frozenset[bytes], tuple[int, ...]] = {}
+        self._without: dict[int, Shape] = {}
+
+    def places(self, names: frozenset[bytes]) -> tuple[int, ...]:
+        """Where headers called one of ``names`` (lower case; a constant, since the answer is kept) stand."""
+        places = self._places.get(names)
+        if places is None:
+            if len(self._places) >= _PLACES_CAP:
+                self._places.clear()
+            places = self._places[names] = tuple([i for i, name in enumerate(self.lower) if name in names])
+        return places
+
+    def lines(self, headers: RawHeaders) -> "map[bytes]":
+        """The header lines of ``headers``, without their ends."""
+        return map(add, self.prefixes, map(_value, headers))
+
+    def without(self, place: int) -> "Shape":
+        """The shape of the same headers without the one at ``place``."""
+        shape = self._without.get(place)
+        if shape is None:
+            shape = self._without[place] = Shape(self.names[:place] + self.names[place + 1 :])
+        return shape
+
+
+_SHAPES: dict[tuple[bytes, ...], Shape] = {}
+
+
+def shape_of(headers: RawHeaders) -> Shape:
+    """The shape of ``headers``."""
+    names = tuple(map(_name, headers))
+    shape = _SHAPES.get(names)
+    if shape is None:
+        shape = Shape(names)
+        if len(names) <= _SHAPE_NAMES and sum(map(len, names)) <= _SHAPE_BYTES:
+            if len(_SHAPES) >= SHAPES_CAP:
+                _SHAPES.clear()
+            _SHAPES[names] = shape
+    return shape
+
+
+def values_of(headers: RawHeaders) -> "map[bytes]":
+    """The values of ``headers``, in order."""
+    return map(_value, headers)
 
 
 def head_of(lines: list[bytes]) -> bytes:
@@ -105,9 +165,9 @@ def head_of(lines: list[bytes]) -> bytes:
     return head
 
 
-def serialize(start_line: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """``head_of`` a start line and header pairs."""
-    return head_of([start_line, *[name + b": " + value for name, value in headers]])
+def serialize(start_line: bytes, headers: RawHeaders, *more: bytes) -> bytes:
+    """``head_of`` a start line, header pairs, and ``more`` lines behind them."""
+    return head_of([start_line, *shape_of(headers).lines(headers), *more])
 
 
 def redacted(headers: RawHeaders, also: frozenset[bytes] = frozenset()) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ bytes, order, case and number.
 """
 
 import re
+from functools import lru_cache
 
 import attrs
 
@@ -16,18 +17,18 @@ from fiedler_proxy.headers import (
     CONNECTION,
     EXPECT,
     HOST,
-    KEEP,
-    KINDS,
     LENGTH,
     NEVER_NOMINATED,
     PLAIN_CONNECTIONS,
     UPGRADE,
     RawHeaders,
+    Shape,
     connection_options,
     end_to_end,
     head_of,
     kind_of,
     serialize,
+    shape_of,
 )
 from fiedler_proxy.upstream import Upstream
 
@@ -61,32 +62,32 @@ class RequestHead:
 
 def request_head(exchange: Exchange, upstream: Upstream, say: Announcements) -> RequestHead:
     """The head of ``exchange``'s request for ``upstream``. ValueError when a header would break out of its line."""
-    headers, body, modern = exchange.request_headers, exchange.request_body, exchange.version >= (1, 1)
-    kinds = KINDS
-    lines = [f"{exchange.method} {upstream.target(exchange.target)} HTTP/1.1".encode("ascii")]
+    headers, shape, body = exchange.request_headers, exchange.request_shape, exchange.request_body
+    modern = exchange.version >= (1, 1)
+    start = f"{exchange.method} {upstream.target(exchange.target)} HTTP/1.1".encode("ascii")
+    lines = [start, *shape.lines(headers)]
     length, chunked, expect, upgrade, host, options = 0, False, False, b"", False, frozenset[bytes]()
-    for name, value in headers:
-        kind = kinds.get(name)
-        if kind is None:
-            kind = kind_of(name)
-        if kind == KEEP:
-            lines.append(name + b": " + value)
-        elif kind == HOST:
+    for place, kind in shape.special:
+        value = headers[place][1]
+        place += 1
+        if kind == HOST:
             host = True
-            lines.append(name + b": " + upstream.host_header)
-        elif kind == LENGTH:
+            lines[place] = shape.names[place - 1] + b": " + upstream.host_header
+            continue
+        if kind == LENGTH:
             length = int(value)
             if body is None:
-                lines.append(name + b": " + value)
+                continue
         elif kind == EXPECT and body is None:
             expect = modern and value.lower() == b"100-continue"
-            lines.append(name + b": " + value)
+            continue
         elif kind == CODING:
             chunked = body is None
         elif kind == UPGRADE:
-            upgrade = value
+            upgrade = upgrade or value
         elif kind == CONNECTION and value not in PLAIN_CONNECTIONS:
             options = connection_options(headers)
+        del lines[place]
     if not host and not modern:
         lines.insert(1, b"Host: " + upstream.host_header)
     if options:
@@ -124,7 +125,7 @@ def _announced(exchange: Exchange, say: Announcements) -> list[bytes]:
     return added
 
 
-@attrs.define
+@attrs.frozen
 class CallerFraming:
     """How a response is framed towards the caller: ``chunked``; or ``until_close``, where only the end of the
     connection ends the body (an HTTP/1.0 caller of a body without length)."""
@@ -133,44 +134,53 @@ class CallerFraming:
     until_close: bool
 
 
+_AS_IT_CAME = CallerFraming(chunked=False, until_close=False)
+_IN_CHUNKS = CallerFraming(chunked=True, until_close=False)
+_UNTIL_CLOSE = CallerFraming(chunked=False, until_close=True)
+
+
 def caller_framing(version: tuple[int, int], decoder: Decoder, transformed: bool = False) -> CallerFraming:
     """The framing for a caller of HTTP ``version``, given how the upstream framed the body.
 
     Where a link changes the body, its length is no longer known.
     """
     unknown = isinstance(decoder, (ChunkedDecoder, UntilClose)) or (transformed and not isinstance(decoder, NoBody))
-    return CallerFraming(chunked=unknown and version >= (1, 1), until_close=unknown and version < (1, 1))
+    if not unknown:
+        return _AS_IT_CAME
+    return _IN_CHUNKS if version >= (1, 1) else _UNTIL_CLOSE
 
 
-def relayed_headers(exchange: Exchange, headers: RawHeaders, say: Announcements) -> RawHeaders:
+def relayed_headers(
+    exchange: Exchange, headers: RawHeaders, say: Announcements, shape: Shape | None = None
+) -> RawHeaders:
     """The end-to-end headers of a response, with the gateway's own in place of namesakes from upstream."""
-    added, ours = exchange.added_headers, set()
-    mine = []
-    for name, value in added.items():
-        raw = name.encode()
-        ours.add(raw.lower())
-        mine.append((raw, value.encode("utf-8", "surrogateescape")))
+    added = exchange.added_headers
+    ours = _lower(tuple(added))
     if exchange.transforms:
         ours |= _OF_THE_WHOLE_BODY
-    kept = end_to_end(headers, ours)
-    kept += mine
+    kept = end_to_end(headers, ours, shape)
+    kept += tuple([(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in added.items()])
     if say.via:
-        kept.append((b"Via", f"1.1 {say.via}".encode()))
-    return tuple(kept)
+        kept += ((b"Via", f"1.1 {say.via}".encode()),)
+    return kept
+
+
+@lru_cache(64)
+def _lower(names: tuple[str, ...]) -> frozenset[bytes]:
+    return frozenset([name.lower().encode() for name in names])
 
 
 def response_head(
     version: tuple[int, int],
     status: int,
-    reason: bytes,
+    reason: str,
     headers: RawHeaders,
     framing: CallerFraming,
     keep_alive: bool,
 ) -> bytes:
     """A response head for a caller of HTTP ``version``. ValueError when a header would break out of its line."""
     modern = version >= (1, 1)
-    lines = [b"HTTP/1.%d %d %b" % (modern, status, reason)]
-    lines += [name + b": " + value for name, value in headers]
+    lines = [_status_line(modern, status, reason), *shape_of(headers).lines(headers)]
     if framing.chunked:
         lines.append(CHUNKED)
     if not keep_alive and modern:
@@ -180,9 +190,13 @@ def response_head(
     return head_of(lines)
 
 
-def interim_head(status: int, reason: bytes, headers: RawHeaders) -> bytes:
+def _status_line(modern: bool, status: int, reason: str) -> bytes:
+    return f"HTTP/1.{modern:d} {status} {reason}".encode("utf-8", "surrogateescape")
+
+
+def interim_head(status: int, reason: str, headers: RawHeaders) -> bytes:
     """A 1xx head; ``headers`` end-to-end ones only."""
-    return serialize(b"HTTP/1.1 %d %b" % (status, reason), end_to_end(headers))
+    return serialize(_status_line(True, status, reason), end_to_end(headers))
 
 
 def switching_headers(relayed: RawHeaders, headers: RawHeaders) -> RawHeaders:
@@ -190,6 +204,6 @@ def switching_headers(relayed: RawHeaders, headers: RawHeaders) -> RawHeaders:
     return (*relayed, *(pair for pair in headers if kind_of(pair[0]) == UPGRADE))
 
 
-def switching_head(reason: bytes, headers: RawHeaders) -> bytes:
+def switching_head(reason: str, headers: RawHeaders) -> bytes:
     """The 101 for the caller; ``headers`` as ``switching_headers`` gives them."""
-    return serialize(b"HTTP/1.1 101 %b" % reason, [*headers, (b"Connection", b"Upgrade")])
+    return serialize(_status_line(True, 101, reason), headers, b"Connection: Upgrade")

@@ -5,6 +5,7 @@ nothing.
 """
 
 import os
+import struct
 import threading
 import time
 
@@ -14,7 +15,7 @@ _RANDOM_BITS = 74
 _RANDOM_LIMIT = 1 << _RANDOM_BITS
 _SEED_MASK = (1 << (_RANDOM_BITS - 1)) - 1
 _TAIL_MASK = (1 << 62) - 1
-_BLOCK = 512
+_BLOCK = 128
 _VERSION = 7 << 76
 _VARIANT = 0b10 << 62
 
@@ -28,31 +29,28 @@ class _Generator:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entropy = b""
+        self._steps: list[int] = []
         self._millis = 0
         self._random = 0
 
     def next(self) -> int:
         millis = time.time_ns() // 1_000_000
         with self._lock:
+            steps = self._steps
+            if len(steps) < 3:
+                # 32 random bits each; one system call serves many ids.
+                steps += struct.unpack(f"{_BLOCK}I", os.urandom(4 * _BLOCK))
             if millis > self._millis:
                 self._millis = millis
-                self._random = self._draw(10) & _SEED_MASK
+                self._random = (steps.pop() << 64 | steps.pop() << 32 | steps.pop()) & _SEED_MASK
             else:
-                self._random += 1 + self._draw(4)
+                self._random += 1 + steps.pop()
                 if self._random >= _RANDOM_LIMIT:
                     # Section 6.2, "Counter Rollover Handling": the timestamp may run ahead of the clock.
                     self._millis += 1
                     self._random &= _SEED_MASK
             random = self._random
             return self._millis << 80 | _VERSION | (random >> 62) << 64 | _VARIANT | (random & _TAIL_MASK)
-
-    def _draw(self, size: int) -> int:
-        """``size`` random bytes as a number, from a block: one system call serves some hundred ids."""
-        if len(self._entropy) < size:
-            self._entropy = os.urandom(_BLOCK)
-        drawn, self._entropy = self._entropy[:size], self._entropy[size:]
-        return int.from_bytes(drawn)
 
 
 _generator = _Generator()

@@ -7,14 +7,16 @@ way; the answers of the gateway's own; and draining. It knows no route and relay
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
 import attrs
 from aiohttp import web
 
 from fiedler_proxy.clock import Clock
 from fiedler_proxy.errors import Answer, ExchangeError, Fault, dialect_of, malformed_body, render
-from fiedler_proxy.exchange import Exchange, Outcome, RawHeaders
+from fiedler_proxy.exchange import Exchange, Outcome
+from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.heads import Announcements
 from fiedler_proxy.ids import new_id
 from fiedler_proxy.pool import Pool
@@ -23,25 +25,41 @@ from fiedler_proxy.server import (
     ConnectionCut,
     Handler,
     OwnResponse,
+    RelayResponse,
     answer_in_our_version,
-    caller_has_left,
     next_request_is_lost,
     observe_writes,
-    raw_headers,
-    raw_target,
-    raw_version,
+    raw_message,
 )
+from fiedler_proxy.sockets import caller_has_left
 from fiedler_proxy.target import path_of
 from fiedler_proxy.upstream import Upstream
 
 Link = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 """An aiohttp middleware: what a chain is made of."""
 
+Enter = Callable[[web.Request, Exchange], Awaitable[web.StreamResponse] | None]
+
+
+@runtime_checkable
+class Entering(Protocol):
+    """A link that acts before the next one and never after it, and says so by having ``enter``.
+
+    The chain then calls that instead of the link, and saves a coroutine for every request. As a middleware the link
+    is ``return await (self.enter(request, request[EXCHANGE]) or handler(request))``.
+    """
+
+    def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
+        """Act on ``exchange``; the answer where this link gives it itself, else None. Raises like any link."""
+
+
 EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)
 """``request[EXCHANGE]``: the exchange of a request."""
 
 ABORT_GRACE = 1.0
 """Seconds that cut exchanges have to close their connections and records at the end of a drain."""
+
+_VERSIONS = ((1, 1), (1, 0))
 
 _CLOSING = frozenset((400, 413, 501))
 
@@ -140,22 +158,49 @@ def create_application(
     edge = Edge(gateway)
     app = Application(edge, server_options=server_options, max_read=gateway.body_limit or 2**62)
     app[GATEWAY] = gateway
-    handler, links = terminal, tuple(links)
+    links = tuple(links)
     edge.may_transform = any(getattr(link, "transforms", False) for link in links)
     for link in reversed(links):
-        handler = _bound(link, handler)
         context = getattr(link, "context", None)
         if context is not None:
             app.cleanup_ctx.append(context)
-    edge.chain = handler
+    edge.chain = _chained(links, terminal)
     app.on_response_prepare.append(own_head)
     app.on_shutdown.append(_stop)
     return app
 
 
+def _chained(links: tuple[Link, ...], handler: Handler) -> Handler:
+    """One handler of ``links`` and what stands behind them; neighbours that are Entering cost no coroutine each."""
+    entering: list[Enter] = []
+    for link in reversed(links):
+        if isinstance(link, Entering) and _means_it(link):
+            entering.insert(0, link.enter)
+            continue
+        if entering:
+            handler, entering = _entered(tuple(entering), handler), []
+        handler = _bound(link, handler)
+    return _entered(tuple(entering), handler) if entering else handler
+
+
+def _means_it(link: Entering) -> bool:
+    """Whether ``enter`` is all that ``link`` does: not where a subclass has a ``__call__`` of its own."""
+    own: Mapping[str, object] = next((vars(kind) for kind in type(link).__mro__ if "__call__" in vars(kind)), {})
+    return "enter" in own
+
+
 def _bound(link: Link, handler: Handler) -> Handler:
+    return lambda request: link(request, handler)
+
+
+def _entered(entering: tuple[Enter, ...], handler: Handler) -> Handler:
     def call(request: web.Request) -> Awaitable[web.StreamResponse]:
-        return link(request, handler)
+        exchange = request[EXCHANGE]
+        for enter in entering:
+            answer = enter(request, exchange)
+            if answer is not None:
+                return answer
+        return handler(request)
 
     return call
 
@@ -201,7 +246,12 @@ class Edge:
         exchange.may_transform = self.may_transform
         outcome = Outcome.GATEWAY_FAULT
         try:
-            response = await self._answer(request, exchange)
+            try:
+                response = await self.chain(request)
+            except Exception as error:
+                response = self._answer(request, exchange, error)
+            if type(response) is not RelayResponse or not exchange.head_sent:
+                response = await self._send(request, exchange, response)
             outcome = outcome_of(exchange, response)
             return response
         except ResponseCut as cut:
@@ -220,24 +270,27 @@ class Edge:
             self._gateway.live.pop(exchange, None)
             exchange.close(outcome)
 
-    async def _answer(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
-        try:
-            response = await self.chain(request)
-        except ExchangeError as error:
-            response = self._own_answer(request, exchange, error)
-        except web.HTTPException as error:
-            response = OwnResponse(status=error.status, reason=error.reason, headers=error.headers, body=error.body)
-        except web.RequestPayloadError:
-            response = self._own_answer(request, exchange, malformed_body())
-        except ResponseCut:
-            raise
-        except Exception as error:
-            if isinstance(error, ConnectionError) and caller_has_left(request):
-                raise
-            _log.error("exchange %s: %s\n%s", exchange.id, type(error).__name__, _frames(error))
-            response = self._own_answer(request, exchange, _gateway_fault(error))
+    def _answer(self, request: web.Request, exchange: Exchange, error: Exception) -> web.StreamResponse:
+        """What is answered where the chain raised; raises what ends the connection."""
+        if isinstance(error, ExchangeError):
+            return self._own_answer(request, exchange, error)
+        if isinstance(error, web.HTTPException):
+            return OwnResponse(status=error.status, reason=error.reason, headers=error.headers, body=error.body)
+        if isinstance(error, web.RequestPayloadError):
+            return self._own_answer(request, exchange, malformed_body())
+        if isinstance(error, ResponseCut) or (isinstance(error, ConnectionError) and caller_has_left(request)):
+            raise error
+        _log.error("exchange %s: %s\n%s", exchange.id, type(error).__name__, _frames(error))
+        return self._own_answer(request, exchange, _gateway_fault(error))
+
+    async def _send(self, request: web.Request, exchange: Exchange, response: object) -> web.StreamResponse:
+        wrong = ""
         if not isinstance(response, web.StreamResponse):
-            _log.error("exchange %s: a link returned %s, not a response", exchange.id, type(response).__name__)
+            wrong = f"{type(response).__name__}, not a response"
+        elif response.prepared and not exchange.head_sent:
+            wrong = "the response of another request"  # aiohttp would write nothing, and the caller wait for ever
+        if wrong or not isinstance(response, web.StreamResponse):
+            _log.error("exchange %s: a link returned %s", exchange.id, wrong)
             response = self._own_answer(request, exchange, _gateway_fault(TypeError()))
         return await send(request, exchange, response)
 
@@ -270,18 +323,19 @@ async def send(request: web.Request, exchange: Exchange, response: web.StreamRes
 
 def open_exchange(request: web.Request, gateway: Gateway) -> Exchange:
     """The exchange of ``request``, live from now on."""
-    target = raw_target(request)
+    message = raw_message(request)
+    target, version = message.path, message.version
     exchange = Exchange(
-        request.method,
+        message.method,
         target,
-        raw_version(request),
-        raw_headers(request),
+        (version[0], version[1]),
+        message.raw_headers,
         request.remote or "",
         new_id(),
         path_of(target),
         upstream=gateway.upstream,
     )
-    if exchange.version not in ((1, 0), (1, 1)):
+    if version not in _VERSIONS:
         answer_in_our_version(request)
     request[EXCHANGE] = exchange
     gateway.live[exchange] = request

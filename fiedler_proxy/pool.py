@@ -71,7 +71,9 @@ class Pool:
 
     def take(self) -> UpstreamConnection | None:
         """A clean idle connection, newest first, or None: also where others were there before. Never waits."""
-        return None if self._queue or self._turns else self._take()
+        if self._queue or self._turns or not self._idle:
+            return None
+        return self._take()
 
     def _take(self) -> UpstreamConnection | None:
         while self._idle:

@@ -22,9 +22,9 @@ from fiedler_proxy.server import (
     drain,
     next_request_is_lost,
     read_body,
-    reset_after_delivery,
     take_buffered,
 )
+from fiedler_proxy.sockets import reset_after_delivery
 from fiedler_proxy.tunnel import Tunnel
 from fiedler_proxy.upload import Upload
 from fiedler_proxy.upstream import Upstream
@@ -88,8 +88,8 @@ def _upgrade_unavailable(error: ExchangeError) -> ExchangeError:
 class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
-    __slots__ = ("_broken", "_caller", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head",
-                 "_out", "_request", "_response", "_stopped", "_tunnel", "_upload")  # fmt: skip
+    __slots__ = ("_broken", "_caller", "_chunked", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head",
+                 "_out", "_request", "_response", "_stopped", "_tunnel", "_upload", "_written")  # fmt: skip
 
     def __init__(
         self,
@@ -105,12 +105,14 @@ class Flow:
         self._connection = connection
         self._head = head
         self._caller = caller_connection(request)
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[None] = connection.loop.create_future()
         self._out: list[bytes] = []
         self._response: RelayResponse | None = None
         self._framing: heads.CallerFraming | None = None
         self._upload: Upload | None = None
         self._broken: Exception | None = None
+        self._written = 0
+        self._chunked = False
         self._ended = False
         self._stopped = False
         self._tunnel: Tunnel | None = None
@@ -126,7 +128,8 @@ class Flow:
         self._gateway.clock.watch(self, self._limit())
         try:
             await self._done
-            await drain(self._request)
+            if self._caller.writing_paused:
+                await drain(self._caller)
         except ResponseCut as cut:
             self._exchange.ending, self._exchange.error_code = cut.outcome, cut.code  # whatever a link makes of it
             until_close = self._tunnel is not None or (self._framing is not None and self._framing.until_close)
@@ -208,12 +211,12 @@ class Flow:
 
     def on_head(self, head: ResponseHead) -> None:
         exchange, request = self._exchange, self._request
-        headers = heads.relayed_headers(exchange, head.headers, self._gateway.say)
+        headers = heads.relayed_headers(exchange, head.headers, self._gateway.say, head.shape)
         if head.status == 101:
             headers = heads.switching_headers(headers, head.headers)
             self._tunnel = Tunnel(request, exchange, self._connection, self._left)
         framing = heads.caller_framing(exchange.version, head.decoder, bool(exchange.transforms))
-        self._framing = framing
+        self._framing, self._chunked = framing, framing.chunked
         keep = request.keep_alive and not (framing.until_close or self._gateway.draining or self._tunnel)
         if next_request_is_lost(request) or (self._upload is not None and self._upload.unasked):
             keep = False  # the caller waits for a 100 that will not come: where its next request begins is unclear
@@ -226,30 +229,28 @@ class Flow:
             self._connection.abort()
             self.fail(_broken(WireError("upstream_garbage", "a header of the answer holds CR, LF or NUL"), exchange))
             return
-        reason = head.reason.decode("utf-8", "surrogateescape")
-        exchange.tell_response_head(head.status, reason, headers)
+        exchange.tell_response_head(head.status, head.reason, headers)
         exchange.head_sent = True
-        self._response = RelayResponse(request, head.status, reason, headers, keep)
+        self._response = RelayResponse(request, head.status, head.reason, headers, keep)
         self._out.append(raw)
         if self._tunnel is not None and self._flush():
             self._tunnel.open()
 
     def on_body(self, data: bytes) -> None:
+        exchange = self._exchange
         if self._tunnel is not None:
-            self._exchange.tell_tunnel_bytes(Direction.TO_CALLER, data)
+            exchange.tell_tunnel_bytes(Direction.TO_CALLER, data)
             self._out.append(data)
             return
-        if self._exchange.transforms:
+        if exchange.transforms:
             data = self._transformed(data)
         if data:
             self._body(data)
 
     def _body(self, data: bytes) -> None:
         self._exchange.tell_response_bytes(data)
-        if self._framing is not None and self._framing.chunked:
-            self._out.append(b"%x\r\n" % len(data))
-            self._out.append(data)
-            self._out.append(b"\r\n")
+        if self._chunked:
+            self._out += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
             self._out.append(data)
 
@@ -273,7 +274,7 @@ class Flow:
         if self._tunnel is not None:
             self._tunnel.stop()
         self._caller.resumed = None  # the connection may serve another exchange from now on
-        if self._framing is not None and self._framing.chunked:
+        if self._chunked:
             self._out.append(LAST_CHUNK)
 
     def on_broken(self, error: WireError) -> None:
@@ -288,7 +289,7 @@ class Flow:
             self.fail(_broken(self._broken, self._exchange))
         elif self._ended and not self._done.done():
             if self._response is not None:
-                self._response.finished()
+                self._response.finished(self._written)
             self._done.set_result(None)
 
     def on_writable(self) -> None:
@@ -307,8 +308,7 @@ class Flow:
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         transport.write(data)
-        if self._response is not None:
-            self._response.wrote(len(data))
+        self._written += len(data)
         if self._caller.writing_paused and not self._ended:
             self._connection.pause()
         return True

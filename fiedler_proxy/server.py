@@ -7,29 +7,25 @@ private attribute used here, so that an aiohttp which changes one fails there.
 """
 
 import asyncio
-import contextlib
-import fcntl
+import contextvars
 import logging
-import select
-import socket
-import struct
-import termios
+import sys
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError, LineTooLong
-from aiohttp.http_parser import HttpRequestParser
-from aiohttp.http_writer import HttpVersion11
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.http_writer import HttpVersion11, StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 from multidict import CIMultiDict
 
 from fiedler_proxy.errors import Dialect, ExchangeError, body_too_large, render
-from fiedler_proxy.exchange import RawHeaders
+from fiedler_proxy.headers import RawHeaders
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -57,14 +53,27 @@ def c_parser_in_use() -> bool:
 
 
 class CallerConnection(RequestHandler):
-    """A caller's connection. ``resumed`` is called when the caller reads again; ``left_by`` is how it was lost."""
+    """A caller's connection. ``resumed`` is called when the caller reads again; ``left_by`` is how it was lost.
 
-    __slots__ = ("left_by", "resumed")
+    aiohttp keeps a task for each connection and makes one more for each request; here there is one for each request,
+    made when its head has arrived, and none in between.
+    """
+
+    __slots__ = ("_context", "_serving", "left_by", "resumed")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.resumed: Callable[[], None] | None = None
         self.left_by: BaseException | None = None
+        self._serving = False
+
+    async def start(self) -> None:
+        """aiohttp's loop over the requests of a connection: nothing is left of it but its name."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._context = contextvars.copy_context()
+        self._task_handler = None
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -82,8 +91,102 @@ class CallerConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-            self._poison_uploads()
+        if self._messages:
+            if isinstance(self._messages[-1][0], _ErrInfo):
+                self._poison_uploads()
+            if not self._serving:
+                self._serve_next()
+
+    def _serve_next(self) -> None:
+        """Serve the first message that waits, in a task of its own: what a link sets in its context ends with it."""
+        if self._manager is None or self._force_close:
+            return
+        self._serving = self._request_in_progress = True
+        message, payload = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        self._manager.requests_count += 1
+        handler: Any = self._request_handler
+        if isinstance(message, _ErrInfo):
+            handler, message = self._make_error_handler(message), ERROR
+        assert self._request_factory is not None
+        request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), None)  # type: ignore[arg-type]
+        self._current_request = request
+        _begin(self._serve(request, payload, handler), self._loop)
+
+    async def _serve(self, request: web.BaseRequest, payload: StreamReader, handler: Handler) -> None:
+        self._task_handler = request._task = asyncio.current_task(self._loop)  # type: ignore[assignment]
+        self._keepalive = left = False
+        try:
+            try:
+                response = await handler(request)  # type: ignore[arg-type]
+            except Exception as error:
+                response = self.handle_error(request, 500, error)
+            finally:
+                self._current_request = None
+            if response._eof_sent and not self._upgraded:
+                request._finish()
+            else:
+                response, left = await self.finish_response(request, response, None)
+            if payload is not EMPTY_PAYLOAD:
+                if not payload.is_eof():
+                    await self._linger(payload)
+                payload.set_exception(_PAYLOAD_ACCESS_ERROR)
+            self._keepalive = not left and bool(response._keep_alive)
+        except ConnectionError:
+            pass  # the caller left, or its connection is cut
+        except Exception as error:
+            _log.error("a request ended in %s after its answer", type(error).__name__)
+            self.force_close()
+        except BaseException:
+            self.force_close()
+            raise
+        finally:
+            request._task = None  # type: ignore[assignment]  # else the two would keep each other alive
+            self._task_handler = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None and not self._handler_waiter.done():
+                self._handler_waiter.set_result(None)
+        self._served()
+
+    def _served(self) -> None:
+        if not self._keepalive or self._close or self._force_close:
+            if self.transport is not None:
+                self.transport.close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        if self._messages:
+            # Not at once: a thousand pipelined requests would be as many frames.
+            self._loop.call_soon(self._serve_next, context=self._context)
+        else:
+            self._serving = False
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Read and drop the rest of an upload that was answered early; the connection ends where there is too much."""
+        if not self._force_close and self._lingering_time:
+            await asyncio.sleep(0)  # whoever read it until now was cancelled in this turn
+            try:
+                async with asyncio.timeout(self._lingering_time):
+                    while not payload.is_eof():
+                        await payload.readany()
+            except TimeoutError:
+                pass
+        if not payload.is_eof():
+            self.close()
+
+    def _process_keepalive(self) -> None:
+        # aiohttp's own asks its waiting task whether the connection is idle.
+        self._keepalive_handle = None
+        if self._force_close or not self._keepalive:
+            return
+        if self._loop.time() < self._next_keepalive_close_time:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        elif not self._serving:
+            self.force_close()
 
     def _poison_uploads(self) -> None:
         """What broke may be the body of the request being served: its reader must not wait for ever."""
@@ -115,6 +218,14 @@ class CallerConnection(RequestHandler):
         response = OwnResponse(status=answer.status, headers=answer.headers, body=answer.body)
         response.force_close()
         return response
+
+
+def _begin(serving: Coroutine[None, None, None], loop: asyncio.AbstractEventLoop) -> None:
+    """Make it a task, begun in this turn of the loop where Python can; the connection keeps hold of it."""
+    if sys.version_info >= (3, 12):
+        asyncio.Task(serving, loop=loop, eager_start=True)
+    else:
+        loop.create_task(serving)
 
 
 def _why_malformed(exc: HttpProcessingError) -> str:
@@ -154,35 +265,31 @@ class OwnResponse(web.Response):
 class RelayResponse(web.StreamResponse):
     """The response that the relay writes as raw bytes; for links it is the StreamResponse that passes through.
 
-    ``headers`` is for reading: the head has left.
+    ``headers`` is for reading: the head has left. They are made when somebody asks.
     """
 
     def __init__(self, request: web.Request, status: int, reason: str, raw: RawHeaders, keep_alive: bool) -> None:
-        super().__init__(status=status, reason=reason)
+        # Not the constructor of aiohttp: it would make, for every answer, headers that hardly ever are looked at.
+        self._state = {}
+        self._status = status
+        self._reason = reason
         self._raw = raw
-        self._filled = False
+        self._read: CIMultiDict[str] | None = None
         self._req = request
         self._payload_writer = request._payload_writer
         self._keep_alive = keep_alive
 
     @property
-    def headers(self) -> "CIMultiDict[str]":
-        if not self._filled:
-            self._filled = True
-            for name, value in self._raw:
-                self._headers.add(name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
-        return self._headers
+    def _headers(self) -> "CIMultiDict[str]":  # type: ignore[override]
+        if self._read is None:
+            pairs = ((name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in self._raw)
+            self._read = CIMultiDict(pairs)
+        return self._read
 
-    def wrote(self, size: int) -> None:
-        """Count bytes on the wire, so that aiohttp knows that an answer has begun."""
-        if self._payload_writer is not None:
-            self._payload_writer.output_size += size
-
-    def finished(self) -> None:
-        """The body is on the wire: aiohttp must not end it once more."""
+    def finished(self, size: int) -> None:
+        """The body is on the wire, ``size`` bytes with the head: aiohttp must not end it once more."""
         self._eof_sent = True
-        if self._payload_writer is not None:
-            self._body_length = self._payload_writer.output_size
+        self._body_length = size
         self._payload_writer = None
         self._req = None
 
@@ -228,7 +335,7 @@ with warnings.catch_warnings():
             options = {**kwargs, **self._server_options, "access_log": None, "handler_cancellation": True,
                        "auto_decompress": False, "debug": False, "logger": _log, "read_bufsize": READ_BUFFER,
                        "max_headers": HEADERS_CAP, "lingering_time": LINGER}  # fmt: skip
-            return _Server(self._handle, request_factory=self._make_request, loop=self._loop, **options)  # type: ignore[arg-type]
+            return _Server(self._entrance, request_factory=self._make_request, loop=self._loop, **options)  # type: ignore[arg-type]
 
         def _make_request(
             self,
@@ -239,11 +346,11 @@ with warnings.catch_warnings():
             task: Any,
             _cls: type[web.Request] = CallerRequest,
         ) -> web.Request:
-            return super()._make_request(message, payload, protocol, writer, task, _cls)
-
-        async def _handle(self, request: web.Request) -> web.StreamResponse:
-            request._match_info = self._match
-            return await self._entrance(request)
+            assert self._loop is not None
+            request = _cls(message, payload, protocol, writer, task, self._loop, client_max_size=self._client_max_size)
+            if message is not ERROR:
+                request._match_info = self._match
+            return request
 
 
 def answer_in_our_version(request: web.BaseRequest) -> None:
@@ -255,23 +362,13 @@ def next_request_is_lost(request: web.Request) -> bool:
     """Whether aiohttp dropped what came in the same read behind this request: it does so behind an upgrade to a
     protocol that it does not know, and the connection must not be read any further.
     """
-    return bool(request._message.upgrade) and not request.protocol._upgraded
+    return request._message.upgrade and not request.protocol._upgraded
 
 
-def raw_version(request: web.Request) -> tuple[int, int]:
-    """The HTTP version of the request line; aiohttp's own property would remember it for the answer."""
-    major, minor = request._message.version
-    return major, minor
-
-
-def raw_headers(request: web.Request) -> RawHeaders:
-    """The request's headers as received."""
-    return request._message.raw_headers
-
-
-def raw_target(request: web.Request) -> str:
-    """The request target as received; bytes >= 0x80 appear as non-ASCII characters."""
-    return request._message.path
+def raw_message(request: web.Request) -> RawRequestMessage:
+    """The request's head as received: ``method``, ``path`` (the target; bytes >= 0x80 appear as non-ASCII characters),
+    ``version`` (aiohttp's own property would remember it for the answer) and ``raw_headers``."""
+    return request._message
 
 
 def read_body(request: web.Request) -> bytes | None:
@@ -293,29 +390,12 @@ def observe_writes(request: web.Request, told: Callable[[bytes], Awaitable[None]
 
 def caller_connection(request: web.Request) -> CallerConnection:
     """The connection that ``request`` came over."""
-    protocol = request.protocol
-    assert isinstance(protocol, CallerConnection)
-    return protocol
+    return request._protocol  # type: ignore[return-value]
 
 
-def caller_has_left(request: web.Request) -> bool:
-    """Whether the kernel knows that the caller closed its side, although its connection is not being read."""
-    transport = request.transport
-    sock = transport.get_extra_info("socket") if transport is not None else None
-    if sock is None or sock.fileno() < 0:
-        return True
-    if not hasattr(select, "POLLRDHUP"):
-        return False
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))
-
-
-async def drain(request: web.Request) -> None:
+async def drain(connection: CallerConnection) -> None:
     """Wait until the caller has taken what was written (down to the transport's low-water mark)."""
-    protocol = request.protocol
-    if protocol.writing_paused:
-        await protocol._drain_helper()
+    await connection._drain_helper()
 
 
 class UpgradedReader:
@@ -340,32 +420,3 @@ class UpgradedReader:
 def tunnel_caller(request: web.Request, reader: UpgradedReader) -> None:
     """From now on the caller's bytes are no HTTP; what already arrived is handed on at once."""
     request.protocol.set_parser(reader)  # type: ignore[arg-type]
-
-
-RESET_WAIT = 2.0
-"""Seconds that bytes already written may take to reach a caller before its connection is reset."""
-
-
-async def reset_after_delivery(transport: asyncio.Transport) -> None:
-    """Deliver what was written, then reset the connection (RST).
-
-    For a body that only the end of the connection ends (HTTP/1.0): an orderly close would look like its end.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + RESET_WAIT
-    sock = transport.get_extra_info("socket")
-    while not transport.is_closing() and _undelivered(transport, sock) and loop.time() < deadline:
-        await asyncio.sleep(0.005)
-    with contextlib.suppress(OSError, AttributeError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
-
-
-def _undelivered(transport: asyncio.Transport, sock: Any) -> bool:
-    if transport.get_write_buffer_size():
-        return True
-    try:
-        queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    except (OSError, AttributeError):
-        return False
-    return bool(struct.unpack("i", queued)[0])

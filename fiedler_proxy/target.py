@@ -24,6 +24,11 @@ class Target:
     authority: str | None = None
 
 
+def is_plain(raw: str) -> bool:
+    """Whether ``raw`` is what nearly every request has: origin-form, with nothing in it to object to."""
+    return raw[:1] == "/" and _BAD.search(raw) is None
+
+
 def parse_target(method: str, raw: str) -> Target:
     """Check ``raw`` as the server received it; TargetError for what must be answered 400.
 

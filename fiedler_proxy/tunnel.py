@@ -9,7 +9,8 @@ from collections.abc import Callable
 from aiohttp import web
 
 from fiedler_proxy.exchange import Direction, Exchange
-from fiedler_proxy.server import UpgradedReader, caller_connection, caller_has_left, tunnel_caller
+from fiedler_proxy.server import UpgradedReader, caller_connection, tunnel_caller
+from fiedler_proxy.sockets import caller_has_left
 from fiedler_proxy.upload import LEFT_CHECK
 from fiedler_proxy.wire import UpstreamConnection
 

@@ -13,7 +13,8 @@ from fiedler_proxy.errors import ExchangeError, body_too_large, malformed_body
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.framing import LAST_CHUNK, chunk
 from fiedler_proxy.heads import RequestHead
-from fiedler_proxy.server import CONTINUE, caller_connection, caller_has_left
+from fiedler_proxy.server import CONTINUE, caller_connection
+from fiedler_proxy.sockets import caller_has_left
 from fiedler_proxy.wire import State, UpstreamConnection
 
 CONTINUE_AFTER = 1.0

@@ -9,7 +9,6 @@ fault, and cannot take a reset for an end.
 """
 
 import asyncio
-import re
 import select
 import socket
 import ssl
@@ -29,7 +28,7 @@ from fiedler_proxy.framing import (
     NoBody,
     UntilClose,
 )
-from fiedler_proxy.headers import CODING, KINDS, LENGTH, RawHeaders, connection_options, kind_of
+from fiedler_proxy.headers import CODING, LENGTH, RawHeaders, Shape, connection_options, shape_of
 
 HEAD_CAP = 256 * 1024
 """Longest response head, in bytes."""
@@ -46,8 +45,6 @@ WRITE_BUFFER = 256 * 1024
 LEAVE_WAIT = 5.0
 """Seconds in which an upstream may take what the caller of a tunnel sent last."""
 
-_EMPTY_LINE = re.compile(rb"\n\r?\n")
-
 
 class WireError(Exception):
     """The connection or what came over it broke. ``code`` as in the caller's error; ``head`` whether one had come."""
@@ -59,12 +56,14 @@ class WireError(Exception):
 
 @attrs.define
 class ResponseHead:
-    """A response head as received: ``reason`` and ``headers`` are raw; ``decoder`` knows where the body ends."""
+    """A response head as received: ``headers`` are raw, ``reason`` is with surrogate escapes; ``decoder`` knows where
+    the body ends."""
 
     version: tuple[int, int]
     status: int
-    reason: bytes
+    reason: str
     headers: RawHeaders
+    shape: Shape
     decoder: Decoder
     reusable: bool
 
@@ -122,12 +121,12 @@ class State(Enum):
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an upstream; made by the pool, lent to one exchange at a time."""
 
-    __slots__ = ("_buffer", "_decoder", "_head", "_heard", "_loop", "_method", "_owner", "_parser", "_paused_reading", "_sink",
-                 "_upgrade", "eof", "exchanges", "idle_since", "last_byte", "local", "lost", "remote",
+    __slots__ = ("_buffer", "_decoder", "_head", "_heard", "_method", "_owner", "_parser", "_paused_reading", "_sink",
+                 "_upgrade", "eof", "exchanges", "idle_since", "last_byte", "local", "loop", "lost", "remote",
                  "request_done", "state", "transport", "writing_paused")  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
-        self._loop = loop
+        self.loop = loop
         self._owner = owner
         self._parser: HttpResponseParser | None = None
         self._sink: Sink | None = None
@@ -160,7 +159,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchanges += 1
         self.state = State.HEAD
         self.request_done = False
-        self.last_byte = self._loop.time()
+        self.last_byte = self.loop.time()
 
     def write(self, data: bytes) -> None:
         """Send bytes as they are. Nothing happens once the connection is closed: the sink has heard of it."""
@@ -170,7 +169,7 @@ class UpstreamConnection(asyncio.Protocol):
     def finish_request(self) -> None:
         """The request was sent whole; only now may the connection be reused."""
         self.request_done = True
-        self.last_byte = self._loop.time()
+        self.last_byte = self.loop.time()
 
     def pause(self) -> None:
         """Stop reading: the caller is slower than the upstream."""
@@ -180,7 +179,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read again; the idle clock begins anew."""
-        self.last_byte = self._loop.time()
+        self.last_byte = self.loop.time()
         if self._paused_reading and self.transport is not None and self.state is not State.CLOSED:
             self._paused_reading = False
             self.transport.resume_reading()
@@ -206,7 +205,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The orderly end of a tunnel: what was written leaves first, if the upstream takes it in time."""
         self.close()
         if self.transport is not None:
-            self._loop.call_later(LEAVE_WAIT, self.transport.abort)
+            self.loop.call_later(LEAVE_WAIT, self.transport.abort)
 
     def is_clean(self) -> bool:
         """Whether an idle connection can carry another exchange.
@@ -241,7 +240,7 @@ class UpstreamConnection(asyncio.Protocol):
             # Bytes nobody asked for: whose they are can never be known again.
             self._close()
             return
-        self.last_byte = self._loop.time()
+        self.last_byte = self.loop.time()
         try:
             if self.state is State.BODY:
                 self._body(sink, data)
@@ -296,7 +295,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._buffer = data
                 return
             head, data = self._parse_head(data[:end]), data[end:]
-            if head.interim:
+            if head.status < 200 and head.interim:
                 sink.on_interim(head)
                 continue
             self._head, self._decoder = head, head.decoder
@@ -304,10 +303,10 @@ class UpstreamConnection(asyncio.Protocol):
             sink.on_head(head)
             if self._sink is not sink:
                 return  # the sink gave the exchange up
-            if self.state is State.TUNNEL and data:
-                sink.on_body(data)
-            elif self.state is State.BODY:
+            if self.state is State.BODY:
                 self._body(sink, data)
+            elif self.state is State.TUNNEL and data:
+                sink.on_body(data)
             return
 
     def _body(self, sink: Sink, data: bytes) -> None:
@@ -333,7 +332,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._close()
         else:
             self.state = State.IDLE
-            self.idle_since = self._loop.time()
+            self.idle_since = self.loop.time()
             if self._paused_reading:
                 self.resume()
             self._owner.freed(self)
@@ -361,7 +360,7 @@ class UpstreamConnection(asyncio.Protocol):
         if parser is None:
             parser = HttpResponseParser(
                 self,  # type: ignore[arg-type]
-                self._loop,
+                self.loop,
                 2**16,
                 max_line_size=FIELD_CAP,
                 max_field_size=FIELD_CAP,
@@ -379,12 +378,13 @@ class UpstreamConnection(asyncio.Protocol):
         if b" :" in raw and any(name.endswith(b" ") for name, _ in headers):
             # llhttp lets this pass for the framing headers alone; the next reader would see another header (RFC 9112 5.1).
             raise WireError("upstream_garbage", "a header name of the answer ends in a space")
-        self._check(message.code, message.version)
-        version = (message.version.major, message.version.minor)
-        decoder, certain = self._framing(version, message.code, headers)
+        status, version = message.code, message.version
+        if version != (1, 1) or status < 200:
+            self._check(status, version)
+        shape = shape_of(headers)
+        decoder, certain = self._framing(version, status, headers, shape)
         reusable = certain and (not message.should_close or self._keeps_alive(version, headers))
-        reason = message.reason.encode("utf-8", "surrogateescape")
-        return ResponseHead(version, message.code, reason, headers, decoder, reusable)
+        return ResponseHead(version, status, message.reason, headers, shape, decoder, reusable)
 
     def _keeps_alive(self, version: tuple[int, int], headers: RawHeaders) -> bool:
         """The parser does not know of HEAD: it takes an answer without length for one that ends with the connection."""
@@ -398,11 +398,15 @@ class UpstreamConnection(asyncio.Protocol):
         if status < 100:
             raise WireError("upstream_garbage", f"{status} is no HTTP status")
 
-    def _framing(self, version: tuple[int, int], status: int, headers: RawHeaders) -> tuple[Decoder, bool]:
+    def _framing(
+        self, version: tuple[int, int], status: int, headers: RawHeaders, shape: Shape
+    ) -> tuple[Decoder, bool]:
         """Where the body ends (RFC 9112 section 6.3), and whether the upstream can be trusted to see it alike."""
         if status < 200:
             return NoBody(), True
-        length, coding = _announced(headers)
+        length, coding = _announced(headers, shape)
+        if coding is None and length > 0 and status != 204 and status != 304 and self._method != "HEAD":
+            return LengthDecoder(length), True
         if status == 204:
             return NoBody(), length <= 0 and coding is None
         if self._method == "HEAD" or status == 304:
@@ -414,17 +418,14 @@ class UpstreamConnection(asyncio.Protocol):
         return UntilClose() if length < 0 else LengthDecoder(length) if length else NoBody(), True
 
 
-def _announced(headers: RawHeaders) -> tuple[int, bytes | None]:
+def _announced(headers: RawHeaders, shape: Shape) -> tuple[int, bytes | None]:
     """The Content-Length (-1: none) and the Transfer-Encoding of ``headers``, lower case."""
-    length, coding, kinds = -1, None, KINDS
-    for name, value in headers:
-        kind = kinds.get(name)
-        if kind is None:
-            kind = kind_of(name)
+    length, coding = -1, None
+    for place, kind in reversed(shape.special):
         if kind == LENGTH:
-            length = _length(value, length)
+            length = _length(headers[place][1], length)
         elif kind == CODING:
-            value = value.strip(b" \t").lower()
+            value = headers[place][1].strip(b" \t").lower()
             coding = value if coding is None else coding + b"," + value
     return length, coding
 
@@ -437,8 +438,9 @@ def _length(value: bytes, before: int) -> int:
 
 def _head_end(data: bytes) -> int:
     """Behind the first empty line; RFC 9112 section 2.2 allows a line to end in LF alone."""
-    match = _EMPTY_LINE.search(data)
-    return match.end() if match is not None else -1
+    end = data.find(b"\n\r\n")
+    bare = data.find(b"\n\n", 0, end + 2 if end >= 0 else len(data))
+    return bare + 2 if bare >= 0 else end + 3 if end >= 0 else -1
 
 
 def _said_goodbye(tls: ssl.SSLObject) -> bool:

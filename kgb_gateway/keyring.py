@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kgb_gateway.caller import Caller
 from kgb_gateway.keys_file import (
+    REFRESH_SECONDS,
     TOKEN,
     TOKEN_MARK,
     Document,
@@ -25,10 +26,9 @@ from kgb_gateway.keys_file import (
     signature_of,
 )
 
-REFRESH_SECONDS = 0.002
-"""How old the look at the file may be: no command that changes it ends sooner than that after its change."""
-
 _NO_DIGEST = bytes(32)  # no keyed hash anybody could find
+
+_NOBODY: tuple[None, None] = (None, None)
 
 _log = logging.getLogger("kgb.keys")
 
@@ -62,6 +62,7 @@ class Keyring:
     def __init__(self, path: Path | None) -> None:
         """``path`` None: there is no file and never will be."""
         self.path = path
+        self._file = str(path)  # a Path makes its text anew for every look
         self.state = State.ABSENT
         self._document = Document(b"\0" * 32)
         self._keys: dict[bytes, tuple[Key, Caller]] = {}
@@ -89,7 +90,7 @@ class Keyring:
         if self.path is None:
             return
         try:
-            seen: Signature | str = signature_of(os.stat(self.path))
+            seen: Signature | str = signature_of(os.stat(self._file))
         except FileNotFoundError:
             if self.state is not State.ABSENT and self.state is not State.GONE:
                 self._lose()
@@ -134,18 +135,21 @@ class Keyring:
         mark = TOKEN_MARK.match(value)
         if mark is None:
             return Verdict.FOREIGN, None
-        key, caller = self._keys.get(mark[1], (None, None))
+        key, caller = self._keys.get(mark[1], _NOBODY)
         digest = self._document.digest(value) if TOKEN.fullmatch(value) else _NO_DIGEST
         if key is None or caller is None:
             hmac.compare_digest(_NO_DIGEST, digest)
             return Verdict.WRONG if self._knows(mark[1]) else Verdict.FOREIGN, None
-        now = time.time()
-        matching = [entry for entry in key.hashes if hmac.compare_digest(entry.digest, digest)]
-        if not matching or self.state is not State.IN_FORCE:
+        matching = None
+        for entry in key.hashes:
+            if hmac.compare_digest(entry.digest, digest):
+                matching = matching or entry
+        if matching is None or self.state is not State.IN_FORCE:
             return Verdict.WRONG, None
         if key.revoked is not None:
             return Verdict.REVOKED, caller
-        if _past(matching[0].until, now) or _past(key.expires, now):
+        now = time.time()
+        if _past(matching.until, now) or _past(key.expires, now):
             return Verdict.EXPIRED, caller
         return Verdict.VALID, caller
 

@@ -17,7 +17,17 @@ from typing import TypeVar
 import attrs
 
 from kgb_gateway.caller import check_scopes
-from kgb_gateway.keys_file import NAME, TOKEN_MARK, Document, Hash, Key, KeysFileError, read_keys_file, serialize
+from kgb_gateway.keys_file import (
+    NAME,
+    REFRESH_SECONDS,
+    TOKEN_MARK,
+    Document,
+    Hash,
+    Key,
+    KeysFileError,
+    read_keys_file,
+    serialize,
+)
 
 LOCK_SECONDS = 10.0
 """How long an edit waits for another one to finish."""
@@ -198,6 +208,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+    time.sleep(2 * REFRESH_SECONDS)  # no gateway's last look at the file is older: the change is in force on return
 
 
 def _keep_owner(path: Path, fd: int) -> None:

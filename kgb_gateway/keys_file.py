@@ -30,6 +30,9 @@ TOKEN = re.compile(rb"kgb_([0-9a-z]{10})_([0-9A-Za-z]{43})")
 TOKEN_MARK = re.compile(rb"(?=kgb_([0-9a-z]{10})_)")
 """How every token begins, whole, damaged or cut short. A lookahead: two marks may overlap."""
 
+REFRESH_SECONDS = 0.002
+"""How old a gateway's last look at the file may be: whatever changes the file returns later than that."""
+
 Signature = tuple[int, int, int, int]
 """Inode, mtime, ctime (ns) and size: what changes whenever the file, its content or its permissions do."""
 

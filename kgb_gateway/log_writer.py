@@ -1,8 +1,11 @@
 """A log file, written by a thread of its own.
 
-Owns the bounded queue between the event loop and a file or pipe, and the thread that renders and writes. Its law:
-nothing here makes the loop wait, and nothing it writes to can keep the process from ending. What does not fit is
-dropped and counted, and the log says how much is missing.
+Owns the bounded queue between the event loop and a file or pipe, and the thread that writes. Its law: nothing here makes
+the loop wait, and nothing it writes to can keep the process from ending. What does not fit is dropped and counted, and
+the log says how much is missing.
+
+The thread gets finished lines. It used to render them too, and cost more than the rendering: two threads that both want
+the interpreter wake each other through the kernel, about once for every two lines.
 """
 
 import collections
@@ -14,14 +17,13 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
 
 LINGER = 0.05
 """Seconds that a first line waits for company, unless the queue is half full: one wake-up of the thread serves many
 exchanges."""
 
-SLICE = 16
-"""Lines rendered at a stretch; between two slices the interpreter is free for the loop."""
+SLICE = 256
+"""Lines written at a stretch."""
 
 STOP_SECONDS = 2.0
 """How long the end of the process waits for what is still pending."""
@@ -30,29 +32,24 @@ STANDARD_OUTPUT = "-"
 
 _POLL_SECONDS = 0.05
 
-_Item = TypeVar("_Item")
-
 _log = logging.getLogger("kgb.log")
 
 
-class LogWriter(Generic[_Item]):
-    """Lines to ``path`` ("-" is standard output), rendered from items by ``render``, at most ``max_pending`` waiting.
+class LogWriter:
+    """Lines to ``path`` ("-" is standard output), at most ``max_pending`` waiting.
 
-    ``render`` runs in the thread and gives one line without its end; ``note(n)`` gives the line that says ``n`` are
-    missing. A file is created with mode 0600, appended to, and opened anew when it has been moved away (rotation).
+    ``note(n)`` gives the line that says ``n`` are missing. A file is created with mode 0600, appended to, and opened anew when it has been moved away (rotation).
     """
 
     def __init__(
         self,
         path: str,
-        render: Callable[[_Item], str],
         note: Callable[[int], str],
         max_pending: int = 10_000,
     ) -> None:
-        self._render = render
         self._note = note
         self._max_pending = max_pending
-        self._pending: collections.deque[_Item] = collections.deque()
+        self._pending: collections.deque[str] = collections.deque()
         self._overflowed = 0  # written by the loop alone
         self._unwritten = 0  # written by the thread alone
         self._noted = 0
@@ -69,13 +66,13 @@ class LogWriter(Generic[_Item]):
         """How many lines were lost so far."""
         return self._overflowed + self._unwritten
 
-    def put(self, item: _Item) -> None:
-        """Queue ``item``; never waits, and drops it when ``max_pending`` are waiting already."""
+    def put(self, line: str) -> None:
+        """Queue ``line`` (without its end); never waits, and drops it when ``max_pending`` are waiting already."""
         waiting = len(self._pending)
         if waiting >= self._max_pending:
             self._overflowed += 1
             return
-        self._pending.append(item)
+        self._pending.append(line)
         if waiting == self._max_pending // 2:
             self._hurry.set()
         if self._sleeping:
@@ -114,7 +111,7 @@ class LogWriter(Generic[_Item]):
             self._sink.close()
 
     def _sleep(self) -> None:
-        # In this order: an item that is put after the look at the queue finds the flag, and wakes the thread.
+        # In this order: a line that is put after the look at the queue finds the flag, and wakes the thread.
         self._sleeping = True
         if not self._pending:
             self._wake.wait()
@@ -127,22 +124,13 @@ class LogWriter(Generic[_Item]):
     def _drain(self) -> None:
         self._sink.follow()
         while self._pending and self._may_wait():
-            self._write(list(self._lines()))
+            self._write([self._pending.popleft() for _ in range(min(SLICE, len(self._pending)))])
         missing = self.dropped - self._noted
         if missing and self._sink.write([_end(self._note(missing))], self._may_wait):
             self._noted += missing
 
-    def _lines(self) -> Iterator[bytes]:
-        for _ in range(min(SLICE, len(self._pending))):
-            item = self._pending.popleft()
-            try:
-                yield _end(self._render(item))
-            except Exception as error:
-                self._unwritten += 1
-                _log.error("a line of the log %s could not be rendered: %s", self._sink.path, type(error).__name__)
-
-    def _write(self, lines: Sequence[bytes]) -> None:
-        self._unwritten += len(lines) - self._sink.write(lines, self._may_wait)
+    def _write(self, lines: Sequence[str]) -> None:
+        self._unwritten += len(lines) - self._sink.write([_end(line) for line in lines], self._may_wait)
 
     def _may_wait(self) -> bool:
         return time.monotonic() < self._deadline
@@ -150,6 +138,18 @@ class LogWriter(Generic[_Item]):
 
 def _end(line: str) -> bytes:
     return line.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _packed(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """``lines`` in pieces of at most PIPE_BUF bytes, a longer line in a piece of its own."""
+    piece = b""
+    for line in lines:
+        if piece and len(piece) + len(line) > select.PIPE_BUF:
+            yield piece
+            piece = b""
+        piece += line
+    if piece:
+        yield piece
 
 
 class _Sink:
@@ -197,7 +197,7 @@ class _Sink:
     def write(self, lines: Sequence[bytes], may_wait: Callable[[], bool]) -> int:
         """Write ``lines``, each ending in a newline; returns how many went out whole."""
         # To a pipe, piece by piece: no more than PIPE_BUF bytes are sure not to block, or to mix with another writer's.
-        pieces = [b"".join(lines)] if self._regular else lines
+        pieces = [b"".join(lines)] if self._regular else _packed(lines)
         whole = 0
         for piece in pieces:
             # A line that was cut by a full disk stays cut, but must not spoil the next one.

@@ -261,17 +261,24 @@ class TestResponseHead:
         self, version: tuple[int, int], keep_alive: bool, chunked: bool, added: list[bytes]
     ) -> None:
         framing = CallerFraming(chunked=chunked, until_close=False)
-        raw = response_head(version, 200, b"OK", ((b"A", b"1"),), framing, keep_alive)
+        raw = response_head(version, 200, "OK", ((b"A", b"1"),), framing, keep_alive)
         assert lines(raw) == [b"HTTP/%d.%d 200 OK" % version, b"A: 1", *added]
 
     @pytest.mark.parametrize("reason", [b"", b"Odd  r\xe9ason", b"OK"])
     def test_the_reason_is_kept(self, reason: bytes) -> None:
-        raw = response_head((1, 1), 299, reason, (), CallerFraming(chunked=False, until_close=False), True)
+        raw = response_head(
+            (1, 1),
+            299,
+            reason.decode("utf-8", "surrogateescape"),
+            (),
+            CallerFraming(chunked=False, until_close=False),
+            True,
+        )
         assert raw == b"HTTP/1.1 299 " + reason + b"\r\n\r\n"
 
 
 def test_interim_heads_lose_their_hop() -> None:
-    raw = interim_head(103, b"Early Hints", ((b"Link", b"</x>"), (b"Connection", b"x"), (b"X", b"1")))
+    raw = interim_head(103, "Early Hints", ((b"Link", b"</x>"), (b"Connection", b"x"), (b"X", b"1")))
     assert raw == b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
 
 
@@ -283,7 +290,7 @@ def test_switching_protocols_keeps_the_upgrade() -> None:
         (b"sec-websocket-protocol", b"realtime"),
     )
     relayed = relayed_headers(Exchange("GET", "/"), headers, Announcements())
-    assert lines(switching_head(b"Switching Protocols", switching_headers(relayed, headers))) == [
+    assert lines(switching_head("Switching Protocols", switching_headers(relayed, headers))) == [
         b"HTTP/1.1 101 Switching Protocols",
         b"Sec-WebSocket-Accept: abc=",
         b"sec-websocket-protocol: realtime",

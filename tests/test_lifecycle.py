@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import logging
 import re
@@ -510,3 +511,100 @@ async def test_a_broken_link_leaves_one_line_in_the_log(caplog: pytest.LogCaptur
         await served.watch.end()
     assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["kgb.edge"]
     assert "s3cret" not in caplog.text
+
+
+class Entered:
+    """A link that acts before the next one, by ``enter``; ``calls`` is what was called."""
+
+    def __init__(self, name: str, calls: list[str], answer: str = "") -> None:
+        self.name = name
+        self.calls = calls
+        self.answer = answer
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        raise AssertionError("the chain calls enter instead")
+
+    def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
+        assert request[EXCHANGE] is exchange
+        self.calls.append(self.name)
+        if self.answer == "refuse":
+            raise ExchangeError("refused_here", "No.", status=418)
+        return self._answer() if self.answer else None
+
+    async def _answer(self) -> web.StreamResponse:
+        return web.Response(text=self.answer)
+
+
+class AlsoAfter(Entered):
+    """A subclass that does more than enter: its own call counts."""
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.calls.append(f"{self.name} before")
+        response = await handler(request)
+        self.calls.append(f"{self.name} after")
+        return response
+
+
+async def _ok(request: web.Request) -> web.StreamResponse:
+    return web.Response(text="ok")
+
+
+class TestEntering:
+    async def test_links_that_only_enter_are_called_in_order_among_the_others(self) -> None:
+        calls: list[str] = []
+
+        async def plain(request: web.Request, handler: Handler) -> web.StreamResponse:
+            calls.append("plain")
+            return await handler(request)
+
+        links = (Entered("a", calls), Entered("b", calls), plain, Entered("c", calls), AlsoAfter("d", calls))
+        async with edge(_ok, *links) as there:
+            assert (await there.get()).body == b"ok"
+            assert await there.watch.end() is Outcome.COMPLETED
+        assert calls == ["a", "b", "plain", "c", "d before", "d after"]
+
+    async def test_the_first_answer_counts_and_nothing_behind_it_is_called(self) -> None:
+        calls: list[str] = []
+        async with edge(_ok, Entered("a", calls, "mine"), Entered("b", calls)) as there:
+            assert (await there.get()).body == b"mine"
+        assert calls == ["a"]
+
+    async def test_what_it_raises_is_answered(self) -> None:
+        calls: list[str] = []
+        async with edge(_ok, Entered("a", calls, "refuse"), Entered("b", calls)) as there:
+            assert (await there.get()).status == 418
+            assert await there.watch.end() is Outcome.REFUSED
+        assert calls == ["a"]
+
+
+async def test_a_response_that_served_another_request_is_a_fault_of_the_link() -> None:
+    """aiohttp would write nothing, and the caller wait for ever."""
+    kept = web.Response(text="once")
+
+    async def again(request: web.Request) -> web.StreamResponse:
+        return kept
+
+    async with edge(again) as there:
+        assert (await there.get()).body == b"once"
+        assert (await there.get()).status == 500
+        assert await there.watch.end(2) is Outcome.GATEWAY_FAULT
+
+
+async def test_what_a_link_sets_in_its_context_ends_with_its_request() -> None:
+    seen: list[str] = []
+    mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark", default="nothing")
+
+    async def marking(request: web.Request) -> web.StreamResponse:
+        seen.append(mark.get())
+        mark.set("of an earlier request")
+        return web.Response()
+
+    async with edge(marking) as there, there.caller() as client:
+        for _ in range(3):
+            await client.get("/")
+            await client.read_response()
+        await client.send(b"GET / HTTP/1.1\r\nHost: x.localhost\r\n\r\n" * 500)
+        for _ in range(500):
+            assert (await client.read_response("GET")).status == 200
+    assert set(seen) == {"nothing"}
+    assert len(seen) == 503

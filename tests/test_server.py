@@ -34,11 +34,10 @@ from fiedler_proxy.server import (
     UpgradedReader,
     c_parser_in_use,
     caller_connection,
-    caller_has_left,
-    raw_headers,
-    raw_target,
+    raw_message,
     take_buffered,
 )
+from fiedler_proxy.sockets import caller_has_left
 from fiedler_proxy.testing import Address, RawClient, start_app
 from fiedler_proxy.upstream import parse_upstream
 
@@ -46,6 +45,27 @@ PRIVATE: dict[str, tuple[type, str]] = {
     # name in server.py: where aiohttp keeps it, and what server.py does with it
     "_messages": (RequestHandler, "a deque of (message, payload): what was parsed and is not served yet"),
     "_current_request": (RequestHandler, "the request being served, or None"),
+    "_request_handler": (RequestHandler, "the entrance"),
+    "_request_factory": (RequestHandler, "makes a request of a message"),
+    "_request_in_progress": (RequestHandler, "whether a shutdown has to wait"),
+    "_handler_waiter": (RequestHandler, "the future of a shutdown that waits"),
+    "_task_handler": (RequestHandler, "the task that the end of the connection cancels"),
+    "_manager": (RequestHandler, "the server; None once the connection is lost"),
+    "_parser": (BaseProtocol, "told when a message is taken, so that it goes on"),
+    "_msg_queue_resume_size": (RequestHandler, "how many queued messages let a held transport go on"),
+    "_resume_reading_if_drained": (RequestHandler, "lets a transport go on that a full queue held"),
+    "_make_error_handler": (RequestHandler, "answers what never became a request"),
+    "_close": (RequestHandler, "no further request is served"),
+    "_force_close": (RequestHandler, "nothing is"),
+    "_keepalive": (RequestHandler, "whether the connection stays for another request"),
+    "_keepalive_handle": (RequestHandler, "the timer of an idle connection"),
+    "_keepalive_timeout": (RequestHandler, "seconds that a connection may be idle"),
+    "_next_keepalive_close_time": (RequestHandler, "when an idle connection ends"),
+    "_process_keepalive": (RequestHandler, "overridden: what that timer calls"),
+    "_lingering_time": (RequestHandler, "seconds for the rest of an upload"),
+    "_task": (web.BaseRequest, "what request.task returns, and a closing connection cancels"),
+    "_finish": (web.BaseRequest, "closes the files of a form that a link has read"),
+    "_client_max_size": (web.Application, "the most that a link may read of a body"),
     "_upgraded": (BaseProtocol, "whether the caller asked for a protocol that aiohttp knows to switch to"),
     "_reading_paused": (BaseProtocol, "whether flow control holds the transport"),
     "_buffer_paused": (BaseProtocol, "whether a full queue holds the transport"),
@@ -56,8 +76,12 @@ PRIVATE: dict[str, tuple[type, str]] = {
     "_version": (web.Request, "set to answer in a version of ours"),
     "_read_bytes": (web.Request, "the body once a link has read it"),
     "_payload": (web.Request, "the StreamReader of the body"),
+    "_state": (web.StreamResponse, "what a link keeps with a response"),
+    "_status": (web.StreamResponse, "what status returns"),
+    "_reason": (web.StreamResponse, "what reason returns"),
+    "_protocol": (web.Request, "the connection it came over"),
     "_on_chunk_sent": (StreamWriter, "called with every body chunk before it is written"),
-    "_headers": (web.StreamResponse, "what headers returns"),
+    "_headers": (web.StreamResponse, "what headers returns: overridden, made when asked for"),
     "_req": (web.StreamResponse, "the request a prepared response belongs to"),
     "_keep_alive": (web.StreamResponse, "whether the connection stays"),
     "_eof_sent": (web.StreamResponse, "write_eof does nothing once it is True"),
@@ -68,7 +92,7 @@ PRIVATE: dict[str, tuple[type, str]] = {
     "_set_loop": (web.Application, "called by _make_handler"),
     "_make_handler": (web.Application, "overridden: the server is ours"),
     "_make_request": (web.Application, "overridden: the request's class is ours"),
-    "_handle": (web.Application, "overridden: one entrance, no router"),
+    "_handle": (web.Application, "what the one route is made of; never called"),
 }
 """Every private name of aiohttp in ``server.py``."""
 
@@ -76,8 +100,8 @@ PRIVATE: dict[str, tuple[type, str]] = {
 def own_names(tree: ast.Module) -> set[str]:
     """Private names that server.py itself defines: functions, classes, and attributes of its own classes."""
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
-    names |= {"_log", "_raw", "_filled", "_sink", "_eof", "_entrance", "_match", "_route", "_server_options"}
-    names |= {"_poison_uploads"}
+    names |= {"_log", "_raw", "_read", "_sink", "_eof", "_entrance", "_match", "_route", "_server_options"}
+    names |= {"_poison_uploads", "_context", "_serving", "_serve", "_serve_next", "_served", "_linger"}
     return names
 
 
@@ -138,6 +162,12 @@ class TestSignatures:
             (RequestHandler.data_received, ["self", "data"]),
             (RequestHandler.resume_writing, ["self"]),
             (RequestHandler.set_parser, ["self", "parser", "data_received_cb"]),
+            (RequestHandler.connection_made, ["self", "transport"]),
+            (RequestHandler.start, ["self"]),
+            (RequestHandler.finish_response, ["self", "request", "resp", "start_time"]),
+            (RequestHandler._process_keepalive, ["self"]),
+            (RequestHandler._make_error_handler, ["self", "err_info"]),
+            (RequestHandler._resume_reading_if_drained, ["self"]),
             (BaseProtocol._drain_helper, ["self"]),
             (web.Application._set_loop, ["self", "loop"]),
             (web.Application._handle, ["self", "request"]),
@@ -180,7 +210,7 @@ class TestSignatures:
     def test_slots_of_a_connection_can_be_added(self) -> None:
         """Without them a connection would carry a dictionary."""
         assert "__dict__" not in dir(RequestHandler)
-        assert set(CallerConnection.__slots__) == {"left_by", "resumed"}
+        assert set(CallerConnection.__slots__) == {"_context", "_serving", "left_by", "resumed"}
 
 
 @attrs.define
@@ -195,8 +225,8 @@ class Seen:
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         connection, writer = caller_connection(request), request._payload_writer
         message: Any = request._message
-        self.targets.append(raw_target(request))
-        self.headers.append(raw_headers(request))
+        self.targets.append(raw_message(request).path)
+        self.headers.append(raw_message(request).raw_headers)
         self.bodies.append(await request.read())
         assert isinstance(writer, StreamWriter)
         self.shapes = {
@@ -279,9 +309,8 @@ class TestShapesInUse:
             assert connection.transport is not None
             raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
             connection.transport.write(raw)
-            response.wrote(len(raw))
             request[EXCHANGE].head_sent = True
-            response.finished()
+            response.finished(len(raw))
             made.append(response)
             return response
 

@@ -5,6 +5,7 @@ itself. Adds nothing to a request. The decisions are ``fiedler_proxy.guard`` and
 """
 
 import os
+from collections.abc import Awaitable
 from typing import ClassVar
 
 import attrs
@@ -16,12 +17,14 @@ from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.guard import fetch_site_allowed, host_allowed, host_of, origin_allowed
 from fiedler_proxy.lifecycle import EXCHANGE, GATEWAY, Gateway
 from fiedler_proxy.server import Handler, OwnResponse
-from fiedler_proxy.target import TargetError, parse_target, path_of
+from fiedler_proxy.target import TargetError, is_plain, parse_target, path_of
 
 _KNOWN_HOSTS = 256
 """Host headers that are remembered as allowed."""
 
 _MAPPED = "::ffff:"
+
+_VERSIONS = ((1, 1), (1, 0))
 
 _FETCH_SITE = istr("Sec-Fetch-Site")
 
@@ -40,7 +43,10 @@ class Guard:
     shipped: ClassVar[bool] = True
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        exchange = request[EXCHANGE]
+        return await (self.enter(request, request[EXCHANGE]) or handler(request))
+
+    def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
+        """``lifecycle.Entering``."""
         headers = request.headers
         authority = check_message(exchange) or headers.get(hdrs.HOST)
         if hdrs.TRANSFER_ENCODING in headers:
@@ -51,9 +57,9 @@ class Guard:
             page, site = headers.getall(hdrs.ORIGIN, [""]), headers.get(_FETCH_SITE, "")
             preflight = self._check_page(exchange, authority or "", page, site)
             if preflight is not None:
-                return preflight
+                return _already(preflight)
         check_loop(request)
-        return await handler(request)
+        return None
 
     def _check_host(self, authority: str) -> None:
         if host_of(authority) is None:
@@ -90,10 +96,12 @@ class Guard:
 
 def check_message(exchange: Exchange) -> str | None:
     """Refuse a request line that no two parties would read alike; the authority an absolute-form target names."""
-    if exchange.version not in ((1, 0), (1, 1)):
+    if exchange.version not in _VERSIONS:
         raise ExchangeError("bad_version", "Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=400, retry=False)
     if exchange.method == "CONNECT":
         raise ExchangeError("connect_refused", "This is a gateway, not a tunnel.", status=501, retry=False)
+    if is_plain(exchange.target):
+        return None
     try:
         target = parse_target(exchange.method, exchange.target)
     except TargetError as error:
@@ -149,6 +157,10 @@ def is_own(gateway: Gateway, peer: object, name: object) -> bool:
 def _unmapped(address: object) -> object:
     """The IPv4 address and port of a connection that was accepted on a socket of both families (RFC 4291 2.5.5.2)."""
     return (address[0].removeprefix(_MAPPED), address[1]) if isinstance(address, tuple) else address
+
+
+async def _already(response: OwnResponse) -> OwnResponse:
+    return response
 
 
 def _preflight(exchange: Exchange) -> OwnResponse | None:

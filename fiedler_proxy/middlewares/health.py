@@ -6,12 +6,14 @@ says whether new work is taken. The answers are local: no key is needed and noth
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from typing import ClassVar
 
 import attrs
 from aiohttp import web
 
 from fiedler_proxy.errors import ExchangeError
+from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.lifecycle import EXCHANGE, GATEWAY, Gateway
 from fiedler_proxy.server import Handler, OwnResponse
 
@@ -44,9 +46,15 @@ class Health:
     shipped: ClassVar[bool] = True
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        exchange = request[EXCHANGE]
+        return await (self.enter(request, request[EXCHANGE]) or handler(request))
+
+    def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
+        """``lifecycle.Entering``."""
         if exchange.path not in (self.health, self.live, self.ready) or exchange.method not in ("GET", "HEAD"):
-            return await handler(request)
+            return None
+        return self._answer(request, exchange)
+
+    async def _answer(self, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         exchange.local = True
         exchange.route = "local"
         gateway = request.app[GATEWAY]

@@ -6,6 +6,7 @@ import attrs
 from aiohttp import web
 
 from fiedler_proxy.config import setting
+from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
 
@@ -27,7 +28,11 @@ class ProviderRoute:
     after: ClassVar[tuple[str, ...]] = ("auth",)
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        exchange = request[EXCHANGE]
+        self.enter(request, request[EXCHANGE])
+        return await handler(request)
+
+    def enter(self, request: web.Request, exchange: Exchange) -> None:
+        """``lifecycle.Entering``."""
         exchange.route = "default"
         for prefix in self.prefixes:
             rest = exchange.target.removeprefix(prefix)
@@ -35,4 +40,3 @@ class ProviderRoute:
                 exchange.target = rest if rest[:1] == "/" else "/" + rest
                 exchange.route = prefix.strip("/")
                 break
-        return await handler(request)

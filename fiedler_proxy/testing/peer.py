@@ -146,8 +146,12 @@ class Peer(asyncio.Protocol):
         self.transport.close()
 
     def half_close(self) -> None:
-        """FIN, and go on reading."""
-        self.transport.write_eof()
+        """FIN, and go on reading. PeerLeft where there is no connection any more, which the kernel may know first."""
+        self._check_open()
+        try:
+            self.transport.write_eof()
+        except OSError:
+            raise PeerLeft(self.reset) from None
 
     def abort(self) -> None:
         """RST at once; what was written and has not left is lost. A Unix socket knows no RST: it just closes."""

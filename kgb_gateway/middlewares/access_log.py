@@ -1,8 +1,8 @@
 """access_log: one JSON line for every exchange that ended.
 
 Owns what such a line says. Nothing secret stands in it (no query, no credential, no body), and nothing in it can be
-forged: a value is cut at a cap, and whatever is no printable ASCII is escaped. A line is written by the log writer's
-thread; the exchange pays for a small tuple.
+forged: a value is cut at a cap, and whatever is no printable ASCII is escaped. A line is made when the exchange has
+ended, a few microseconds after its last byte has left, and written by the log writer's thread.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 from urllib.parse import unquote
 
 import attrs
@@ -19,8 +19,8 @@ from aiohttp import web
 
 from fiedler_proxy.config import setting
 from fiedler_proxy.errors import SettingsError
-from fiedler_proxy.exchange import Exchange, Observer, RawHeaders
-from fiedler_proxy.headers import KINDS_CAP, REDACTED
+from fiedler_proxy.exchange import Exchange, Observer
+from fiedler_proxy.headers import REDACTED, RawHeaders, Shape, shape_of
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
 from kgb_gateway.log_writer import LogWriter
@@ -49,44 +49,20 @@ _quote = json.encoder.encode_basestring_ascii
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
-class Entry(NamedTuple):
-    """What is kept of an exchange between its end and its line; every text is cut already."""
-
-    started_at: float
-    id: str
-    method: str
-    path: str
-    status: int
-    outcome: str
-    error: str
-    bytes_in: int
-    bytes_out: int
-    ttfb: float | None
-    duration: float
-    caller: str
-    route: str
-    slot: str
-    upstream: str
-    remote: str
-    upstream_id: bytes
-    session: bytes
-    facts: dict[str, _Scalar]
-
-
 class _Recorder(Observer):
     __slots__ = ("_put",)
 
-    def __init__(self, put: Callable[[Entry], None]) -> None:
+    def __init__(self, put: Callable[[str], None]) -> None:
         self._put = put
 
     def closed(self, exchange: Exchange) -> None:
-        self._put(entry_of(exchange))
+        self._put(line_of(exchange))
 
 
-def _writer(link: "AccessLog") -> LogWriter[Entry]:
+def _writer(link: "AccessLog") -> LogWriter:
     if link.max_pending < 1:
         raise SettingsError([f"links.access_log.max_pending is {link.max_pending}; it must be at least 1"])
-    return LogWriter(link.path, line_of, note_of, link.max_pending)
+    return LogWriter(link.path, note_of, link.max_pending)
 
 
 @web.middleware
@@ -98,7 +74,7 @@ class AccessLog:
 
     path: str = setting("-", path=True)
     max_pending: int = 10_000
-    _log: LogWriter[Entry] = attrs.field(init=False, repr=False, default=attrs.Factory(_writer, takes_self=True))
+    _log: LogWriter = attrs.field(init=False, repr=False, default=attrs.Factory(_writer, takes_self=True))
     _recorder: Observer = attrs.field(
         init=False, repr=False, default=attrs.Factory(lambda self: _Recorder(self._log.put), takes_self=True)
     )
@@ -106,8 +82,12 @@ class AccessLog:
     outer: ClassVar[bool] = True
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[EXCHANGE].observe(self._recorder)
+        self.enter(request, request[EXCHANGE])
         return await handler(request)
+
+    def enter(self, request: web.Request, exchange: Exchange) -> None:
+        """``lifecycle.Entering``."""
+        exchange.observe(self._recorder)
 
     async def context(self, app: web.Application) -> AsyncIterator[None]:
         """The writer runs as long as the application; its end waits no longer than ``log_writer.STOP_SECONDS``."""
@@ -120,67 +100,10 @@ class AccessLog:
         await asyncio.to_thread(self._log.stop)
 
 
-def entry_of(exchange: Exchange) -> Entry:
-    """What is to be logged of a closed ``exchange``. Bounded in time and size: it runs on the event loop."""
-    ended = exchange.started if exchange.ended is None else exchange.ended
-    first_byte = exchange.first_byte
-    upstream_id = _UPSTREAM_ID.first(exchange.response_headers)
-    return Entry(
-        exchange.started_at,
-        exchange.id[:VALUE_CAP],
-        exchange.method[:VALUE_CAP],
-        exchange.path[:PATH_CAP],
-        exchange.status,
-        "" if exchange.outcome is None else exchange.outcome.value,
-        exchange.error_code[:VALUE_CAP],
-        exchange.request_size,
-        exchange.response_size,
-        None if first_byte is None else first_byte - exchange.started,
-        ended - exchange.started,
-        exchange.caller[:VALUE_CAP],
-        exchange.route[:VALUE_CAP],
-        exchange.slot[:VALUE_CAP],
-        "" if exchange.upstream is None else exchange.upstream.name[:VALUE_CAP],
-        exchange.remote[:VALUE_CAP],
-        # The gateway's own errors name its own id where an SDK looks for one.
-        b"" if upstream_id and upstream_id == exchange.id.encode() else upstream_id,
-        _SESSION.first(exchange.request_headers),
-        _facts(exchange.facts) if exchange.facts else _NO_FACTS,
-    )
-
-
-class _Names:
-    """A set of header names that knows how each was spelled: a look-up for a header, and no copy of its name."""
-
-    __slots__ = ("_known", "_names")
-
-    def __init__(self, names: frozenset[bytes]) -> None:
-        self._names = names
-        self._known: dict[bytes, bool] = {}
-
-    def learn(self, name: bytes) -> bool:
-        if len(self._known) >= KINDS_CAP:
-            self._known.clear()
-        known = name.lower() in self._names
-        if len(name) <= 64:
-            self._known[name] = known
-        return known
-
-    def first(self, headers: RawHeaders) -> bytes:
-        """The value of the first of ``headers`` whose name is in the set, cut; else empty."""
-        known = self._known
-        for name, value in headers:
-            wanted = known.get(name)
-            if wanted is None:
-                wanted = self.learn(name)
-            if wanted:
-                return value[:VALUE_CAP]
-        return b""
-
-
-_UPSTREAM_ID = _Names(UPSTREAM_ID_HEADERS)
-_SESSION = _Names(SESSION_HEADERS)
-_NO_FACTS: dict[str, _Scalar] = {}
+def _first(headers: RawHeaders, shape: Shape, names: frozenset[bytes]) -> bytes:
+    """The value of the first of ``headers`` called one of ``names``, cut; else empty."""
+    places = shape.places(names)
+    return headers[places[0]][1][:VALUE_CAP] if places else b""
 
 
 def _facts(facts: dict[str, object]) -> dict[str, _Scalar]:
@@ -188,7 +111,7 @@ def _facts(facts: dict[str, object]) -> dict[str, _Scalar]:
 
 
 def _scalar(value: object) -> _Scalar:
-    """A copy that nobody changes later, small and fit for JSON."""
+    """What is small and fit for JSON of ``value``."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and value.bit_length() <= 64:
@@ -202,28 +125,82 @@ def _scalar(value: object) -> _Scalar:
     return str(value)[:VALUE_CAP]
 
 
-def line_of(entry: Entry) -> str:
-    """The JSON line of ``entry``, without its end: ASCII, no control character."""
-    line = _render(entry, _quote)
-    if _may_hold_a_key(line):
-        line = _render(entry, _quote_redacted)
-    return line.replace("\x7f", "\\u007f")
+def line_of(exchange: Exchange) -> str:
+    """The JSON line of a closed ``exchange``, without its end: ASCII, no control character.
 
-
-def _render(entry: Entry, quote: Callable[[str], str]) -> str:
-    """Written out field by field: this is half of what a line costs, and a line is written for every exchange."""
-    ttfb = "null" if entry.ttfb is None else f"{entry.ttfb * 1000:.3f}"
-    upstream_id = quote(entry.upstream_id.decode("latin-1")) if entry.upstream_id else '""'
-    session = quote(entry.session.decode("latin-1")) if entry.session else '""'
-    facts = _render_facts(entry.facts, quote) if entry.facts else "{}"
-    return (
-        f'{{"time":"{_rfc3339(entry.started_at)}","id":{_quote(entry.id)},"method":{quote(entry.method)},'
-        f'"path":{quote(entry.path)},"status":{entry.status},"outcome":"{entry.outcome}","error":{quote(entry.error)},'
-        f'"bytes_in":{entry.bytes_in},"bytes_out":{entry.bytes_out},"ttfb_ms":{ttfb},'
-        f'"duration_ms":{entry.duration * 1000:.3f},"caller":{quote(entry.caller)},"route":{quote(entry.route)},'
-        f'"slot":{quote(entry.slot)},"upstream":{quote(entry.upstream)},"remote":{quote(entry.remote)},'
-        f'"upstream_request_id":{upstream_id},"session":{session},"facts":{facts}}}'
+    Bounded in time and size: it is made on the event loop, when the last byte has left.
+    """
+    started, ended, first_byte = exchange.started, exchange.ended, exchange.first_byte
+    upstream = exchange.upstream
+    what = _what(
+        exchange.method[:VALUE_CAP],
+        exchange.path[:PATH_CAP],
+        exchange.status,
+        "" if exchange.outcome is None else str(exchange.outcome),
+        exchange.error_code[:VALUE_CAP],
     )
+    who = _who(
+        exchange.caller[:VALUE_CAP],
+        exchange.route[:VALUE_CAP],
+        exchange.slot[:VALUE_CAP],
+        "" if upstream is None else upstream.name[:VALUE_CAP],
+        exchange.remote[:VALUE_CAP],
+    )
+    ttfb = "null" if first_byte is None else f"{(first_byte - started) * 1000:.3f}"
+    duration = 0.0 if ended is None else (ended - started) * 1000
+    upstream_id = _first(exchange.response_headers, shape_of(exchange.response_headers), UPSTREAM_ID_HEADERS)
+    session = _first(exchange.request_headers, exchange.request_shape, SESSION_HEADERS)
+    facts = exchange.facts
+    more = _more(exchange.id, upstream_id, session, facts) if upstream_id or session or facts else _NOTHING_MORE
+    return (
+        f'{{"time":"{_rfc3339(exchange.started_at)}","id":{_quote(exchange.id[:VALUE_CAP])},{what},'
+        f'"bytes_in":{exchange.request_size},"bytes_out":{exchange.response_size},"ttfb_ms":{ttfb},'
+        f'"duration_ms":{duration:.3f},{who},{more}}}'
+    )
+
+
+@lru_cache(1024)
+def _what(method: str, path: str, status: int, outcome: str, error: str) -> str:
+    """Remembered, like ``_who``: most exchanges of a minute are alike in this, and quoting is most of what a line costs."""
+    return _clean(
+        lambda quote: (
+            f'"method":{quote(method)},"path":{quote(path)},"status":{status},"outcome":"{outcome}",'
+            f'"error":{quote(error)}'
+        )
+    )
+
+
+@lru_cache(1024)
+def _who(caller: str, route: str, slot: str, upstream: str, remote: str) -> str:
+    return _clean(
+        lambda quote: (
+            f'"caller":{quote(caller)},"route":{quote(route)},"slot":{quote(slot)},'
+            f'"upstream":{quote(upstream)},"remote":{quote(remote)}'
+        )
+    )
+
+
+def _more(own_id: str, upstream_id: bytes, session: bytes, facts: dict[str, object]) -> str:
+    if upstream_id == own_id.encode("utf-8", "backslashreplace"):
+        upstream_id = b""  # the gateway's own errors name its own id where an SDK looks for one
+    kept = _facts(facts) if facts else {}
+    return _clean(
+        lambda quote: (
+            f'"upstream_request_id":{quote(upstream_id.decode("latin-1"))},'
+            f'"session":{quote(session.decode("latin-1"))},"facts":{_render_facts(kept, quote)}'
+        )
+    )
+
+
+def _clean(render: Callable[[Callable[[str], str]], str]) -> str:
+    """What ``render`` makes of a function that quotes, without anything that has the form of a key."""
+    text = render(_quote)
+    if _may_hold_a_key(text):
+        text = render(_quote_redacted)
+    return text.replace("\x7f", "\\u007f")
+
+
+_NOTHING_MORE = '"upstream_request_id":"","session":"","facts":{}'
 
 
 def _render_facts(facts: dict[str, _Scalar], quote: Callable[[str], str]) -> str:

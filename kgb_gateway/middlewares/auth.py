@@ -16,8 +16,8 @@ from aiohttp import web
 
 from fiedler_proxy.config import setting
 from fiedler_proxy.errors import ExchangeError, SettingsError
-from fiedler_proxy.exchange import Exchange, RawHeaders
-from fiedler_proxy.headers import KINDS_CAP
+from fiedler_proxy.exchange import Exchange
+from fiedler_proxy.headers import RawHeaders, Shape, values_of
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
 from kgb_gateway.caller import ANONYMOUS, Caller
@@ -34,6 +34,7 @@ KEY_HEADERS = (OWN_HEADER, b"authorization", b"x-api-key", b"x-goog-api-key")
 """Where a key may stand, the first that bears one decides. All but the first may hold a provider's instead."""
 
 _KEY_HEADERS = frozenset(KEY_HEADERS)
+_MARK = b"kgb_"
 _BEARER = re.compile(rb"(?i)\Abearer[ \t]+")
 _MODES = ("auto", "always", "never")
 _HOW = "send one in x-kgb-key, Authorization: Bearer, x-api-key or x-goog-api-key; `kgb keys create NAME` makes one"
@@ -67,22 +68,26 @@ class Auth:
     outer: ClassVar[bool] = False
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        exchange = request[EXCHANGE]
+        self.enter(request, request[EXCHANGE])
+        return await handler(request)
+
+    def enter(self, request: web.Request, exchange: Exchange) -> None:
+        """``lifecycle.Entering``."""
         self._keyring.refresh_if_due()
-        shown, leaks, elsewhere = self._scan(exchange.request_headers)
-        if elsewhere:
-            # The known headers stay until the caller is known: they tell in which dialect a refusal is written, and
-            # whatever records a refused exchange redacts them.
-            exchange.remove_request_headers(lambda name, value: value in leaks and name.lower() not in _KEY_HEADERS)
+        headers, shape = exchange.request_headers, exchange.request_shape
+        places = shape.places(_KEY_HEADERS)
+        shown, leaks = self._shown(headers, shape, places)
+        values = b"\n".join(values_of(headers))
+        if values.count(_MARK) > sum([headers[place][1].count(_MARK) for place in places]):
+            self._look_elsewhere(exchange, leaks)
         self._check_target(exchange)
         caller = self._caller(exchange, shown)
         if leaks:
-            exchange.request_headers = tuple([pair for pair in exchange.request_headers if pair[1] not in leaks])
+            self._remove(exchange, leaks)
         exchange.caller = caller.name
-        if not caller.may_ask(exchange.path):
+        if caller.scopes and not caller.may_ask(exchange.path):
             raise _out_of_scope(caller)
         request[CALLER] = caller
-        return await handler(request)
 
     @property
     def requires_key(self) -> bool:
@@ -95,8 +100,10 @@ class Auth:
         if own is not None and len(own) > 1:
             raise _refusal("invalid_key", "x-kgb-key stands more than once in the request.", "send it once")
         for name in KEY_HEADERS:
-            for value in shown.get(name, ()):
-                verdict, caller = self._keyring.check(_bare(value))
+            if name not in shown:
+                continue
+            for value in shown[name]:
+                verdict, caller = self._keyring.check(value if value.startswith(b"kgb_") else _bare(value))
                 if verdict is Verdict.VALID and caller is not None:
                     return caller
                 if verdict is not Verdict.FOREIGN or name == OWN_HEADER:
@@ -143,42 +150,51 @@ class Auth:
             return True
         return value[:6].lower() == b"basic " and self._keyring.holds_key(_basic(value))
 
-    def _scan(self, headers: RawHeaders) -> tuple[dict[bytes, list[bytes]], set[bytes], bool]:
-        """The values that may be keys, by header; those that hold a key of ours; whether one stands elsewhere."""
+    def _shown(
+        self, headers: RawHeaders, shape: Shape, places: tuple[int, ...]
+    ) -> tuple[dict[bytes, list[bytes]], list[bytes]]:
+        """The values that may be keys, by header; those that hold a key of ours."""
         shown: dict[bytes, list[bytes]] = {}
-        leaks: set[bytes] = set()
-        elsewhere = False
-        for name, value in headers:
-            key_header = _KNOWN.get(name)
-            if key_header is None:
-                key_header = _learn(name)
-            if key_header:
-                shown.setdefault(key_header, []).append(value)
-                if key_header == OWN_HEADER or self._leaks(value):
-                    leaks.add(value)
-            elif b"kgb_" in value and self._keyring.holds_key(value):
-                leaks.add(value)
-                elsewhere = True
-        return shown, leaks, elsewhere
+        leaks: list[bytes] = []
+        for place in places:
+            name, value = shape.lower[place], headers[place][1]
+            if name in shown:
+                shown[name].append(value)
+            else:
+                shown[name] = [value]
+            if name == OWN_HEADER or self._leaks(value):
+                leaks.append(value)
+        return shown, leaks
 
+    def _look_elsewhere(self, exchange: Exchange, leaks: list[bytes]) -> None:
+        """A key of ours in a header that has no business with keys: it goes before anything else happens.
 
-_KNOWN: dict[bytes, bytes] = {}
-"""Header names, as spelled, and which of KEY_HEADERS each is (b"": none); bounded like ``fiedler_proxy.headers.KINDS``."""
+        The headers that may bear a key stay until the caller is known: they tell in which dialect a refusal is written,
+        and whatever records a refused exchange redacts them.
+        """
+        headers, shape = exchange.request_headers, exchange.request_shape
+        held = [value for _, value in headers if _MARK in value and self._keyring.holds_key(value)]
+        if held:
+            leaks += held
+            exchange.request_headers = tuple(
+                [
+                    pair
+                    for pair, name in zip(headers, shape.lower, strict=True)
+                    if pair[1] not in leaks or name in _KEY_HEADERS
+                ]
+            )
 
-
-def _learn(name: bytes) -> bytes:
-    lower = name.lower()
-    key_header = lower if lower in _KEY_HEADERS else b""
-    if len(_KNOWN) >= KINDS_CAP:
-        _KNOWN.clear()
-    if len(name) <= 64:
-        _KNOWN[name] = key_header
-    return key_header
+    def _remove(self, exchange: Exchange, leaks: list[bytes]) -> None:
+        headers, places = exchange.request_headers, exchange.request_shape.places(_KEY_HEADERS)
+        if len(places) == 1 and headers[places[0]][1] == leaks[0] and len(leaks) == 1:
+            exchange.drop_request_header(places[0])
+        else:
+            exchange.request_headers = tuple([pair for pair in headers if pair[1] not in leaks])
 
 
 def _bare(value: bytes) -> bytes:
     """``value`` without the scheme ``Bearer`` (RFC 6750 section 2.1; RFC 9110 section 11.1: in any case)."""
-    return value if value.startswith(b"kgb_") else _BEARER.sub(b"", value.strip(b" \t"))
+    return _BEARER.sub(b"", value.strip(b" \t"))
 
 
 def _basic(value: bytes) -> bytes:

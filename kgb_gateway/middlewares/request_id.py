@@ -8,6 +8,7 @@ from typing import ClassVar
 import attrs
 from aiohttp import web
 
+from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.ids import new_id
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
@@ -23,8 +24,11 @@ class RequestId:
     outer: ClassVar[bool] = True
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        exchange = request[EXCHANGE]
+        self.enter(request, request[EXCHANGE])
+        return await handler(request)
+
+    def enter(self, request: web.Request, exchange: Exchange) -> None:
+        """``lifecycle.Entering``."""
         if not exchange.id:
             exchange.id = new_id()
         exchange.add_response_header(HEADER, exchange.id)
-        return await handler(request)
