@@ -38,6 +38,8 @@ class Clock:
         if not limit:
             return
         self._watched.add(watched)
+        if self._timer is not None and limit >= self._interval * SHARE:
+            return
         interval = min(LONGEST, max(SHORTEST, limit / SHARE))
         if self._timer is None or interval < self._interval:
             if self._timer is not None:

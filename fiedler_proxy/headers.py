@@ -4,7 +4,6 @@ Pure functions over raw header pairs, as received: order, case, duplicates and b
 """
 
 import re
-from collections.abc import Set
 from operator import add, itemgetter
 
 RawHeaders = tuple[tuple[bytes, bytes], ...]
@@ -69,15 +68,15 @@ def end_to_end(headers: RawHeaders, also: frozenset[bytes] = frozenset(), shape:
     """``headers`` (of ``shape``) without those of this hop and without those named in ``also`` (lower case; a
     constant), order kept."""
     shape = shape_of(headers) if shape is None else shape
-    if not shape.ends and not shape.places(also):
+    gone = shape.gone(also)
+    if not gone:
         return headers
-    kept = list(headers)
-    drop: Set[bytes] = also
-    for place in shape.ends:
+    kept, options = list(headers), False
+    for place in gone:
         name, value = kept.pop(place)
         if value not in PLAIN_CONNECTIONS and kind_of(name) == CONNECTION:
-            drop = also | nominated(headers)
-    if drop:
+            options = True
+    if options and (drop := nominated(headers)):
         kept = [pair for pair in kept if pair[0].lower() not in drop]
     return tuple(kept)
 
@@ -101,7 +100,7 @@ class Shape:
     (``kind_of``) of every header that is not just kept, the last first.
     """
 
-    __slots__ = ("_places", "_without", "ends", "lower", "names", "prefixes", "special")
+    __slots__ = ("_gone", "_places", "_without", "lower", "names", "prefixes", "special")
 
     def __init__(self, names: tuple[bytes, ...]) -> None:
         self.names = names
@@ -109,7 +108,7 @@ class Shape:
         self.prefixes = tuple([name + b": " for name in names])
         kinds = [(place, kind_of(name)) for place, name in enumerate(names)]
         self.special = tuple([(place, kind) for place, kind in reversed(kinds) if kind != KEEP])
-        self.ends = tuple([place for place, kind in self.special if kind < 0])
+        self._gone: dict[frozenset[bytes], tuple[int, ...]] = {}
         self._places: dict[frozenset[bytes], tuple[int, ...]] = {}
         self._without: dict[int, Shape] = {}
 
@@ -121,6 +120,16 @@ class Shape:
                 self._places.clear()
             places = self._places[names] = tuple([i for i, name in enumerate(self.lower) if name in names])
         return places
+
+    def gone(self, also: frozenset[bytes]) -> tuple[int, ...]:
+        """Where headers stand that end here in either direction, or are called one of ``also``; the last first."""
+        gone = self._gone.get(also)
+        if gone is None:
+            if len(self._gone) >= _PLACES_CAP:
+                self._gone.clear()
+            ends = {place for place, kind in self.special if kind < 0}
+            gone = self._gone[also] = tuple(sorted(ends | set(self.places(also)), reverse=True))
+        return gone
 
     def lines(self, headers: RawHeaders) -> "map[bytes]":
         """The header lines of ``headers``, without their ends."""

@@ -9,15 +9,12 @@ import struct
 import threading
 import time
 
-_RANDOM_BITS = 74
-"""rand_a (12) and rand_b (62), taken as one number."""
+_TAIL_BITS = 62
+"""rand_b; rand_a (12 bits) stands before it, and both count as one number."""
 
-_RANDOM_LIMIT = 1 << _RANDOM_BITS
-_SEED_MASK = (1 << (_RANDOM_BITS - 1)) - 1
-_TAIL_MASK = (1 << 62) - 1
+_TAIL_LIMIT = 1 << _TAIL_BITS
+_VARIANT = 0b10 << _TAIL_BITS
 _BLOCK = 128
-_VERSION = 7 << 76
-_VARIANT = 0b10 << 62
 
 
 class _Generator:
@@ -31,9 +28,11 @@ class _Generator:
         self._lock = threading.Lock()
         self._steps: list[int] = []
         self._millis = 0
-        self._random = 0
+        self._high = 0  # rand_a
+        self._tail = 0  # rand_b
+        self._head = ""  # the text of everything before rand_b
 
-    def next(self) -> int:
+    def next(self) -> str:
         millis = time.time_ns() // 1_000_000
         with self._lock:
             steps = self._steps
@@ -41,16 +40,23 @@ class _Generator:
                 # 32 random bits each; one system call serves many ids.
                 steps += struct.unpack(f"{_BLOCK}I", os.urandom(4 * _BLOCK))
             if millis > self._millis:
-                self._millis = millis
-                self._random = (steps.pop() << 64 | steps.pop() << 32 | steps.pop()) & _SEED_MASK
+                self._begin(millis, steps.pop() & 0x7FF, (steps.pop() << 32 | steps.pop()) % _TAIL_LIMIT)
             else:
-                self._random += 1 + steps.pop()
-                if self._random >= _RANDOM_LIMIT:
-                    # Section 6.2, "Counter Rollover Handling": the timestamp may run ahead of the clock.
-                    self._millis += 1
-                    self._random &= _SEED_MASK
-            random = self._random
-            return self._millis << 80 | _VERSION | (random >> 62) << 64 | _VARIANT | (random & _TAIL_MASK)
+                self._tail += 1 + steps.pop()
+                if self._tail >= _TAIL_LIMIT:
+                    self._carry()
+            tail = f"{_VARIANT | self._tail:x}"
+            return f"{self._head}{tail[:4]}-{tail[4:]}"
+
+    def _begin(self, millis: int, high: int, tail: int) -> None:
+        self._millis, self._high, self._tail = millis, high, tail
+        stamp = f"{millis:012x}"
+        self._head = f"{stamp[:8]}-{stamp[8:]}-7{high:03x}-"
+
+    def _carry(self) -> None:
+        """Section 6.2, "Counter Rollover Handling": the timestamp may run ahead of the clock."""
+        high = self._high + 1
+        self._begin(self._millis + (high >> 12), high & (0xFFF if high < 0x1000 else 0x7FF), self._tail % _TAIL_LIMIT)
 
 
 _generator = _Generator()
@@ -58,5 +64,4 @@ _generator = _Generator()
 
 def new_id() -> str:
     """A UUIDv7 in canonical form: 36 characters, lower case; greater than every earlier one of this process."""
-    text = f"{_generator.next():032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return _generator.next()

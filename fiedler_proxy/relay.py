@@ -125,7 +125,9 @@ class Flow:
         self._exchange.on_abort(self.abort)
         self._caller.resumed = self._connection.resume
         self._send_request()
-        self._gateway.clock.watch(self, self._limit())
+        upstream = self._exchange.upstream
+        assert upstream is not None
+        self._gateway.clock.watch(self, upstream.timeouts.shortest)
         try:
             await self._done
             if self._caller.writing_paused:
@@ -318,11 +320,6 @@ class Flow:
         self.fail(ResponseCut(Outcome.CALLER_LEFT, "caller_left"))
 
     # The clock looks at when bytes last moved.
-
-    def _limit(self) -> float:
-        """The shorter limit: which of the two counts is known only when the head is there."""
-        first_byte, idle = self._timeouts()
-        return min(first_byte, idle) or max(first_byte, idle)
 
     def _timeouts(self) -> tuple[float, float]:
         upstream = self._exchange.upstream

@@ -1,6 +1,7 @@
 """An upstream: a base URL with its timeouts, limits and TLS facts. Pure data and its parsing."""
 
 import re
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,6 +25,11 @@ class Timeouts:
     connect: float = 10.0
     first_byte: float = 900.0
     idle: float = 600.0
+
+    @cached_property
+    def shortest(self) -> float:
+        """Of the two that a running exchange has: which of them counts is known only when the head is there."""
+        return min(self.first_byte, self.idle) or max(self.first_byte, self.idle)
 
 
 @attrs.frozen

@@ -71,8 +71,7 @@ def test_ids_rise_while_the_clock_runs_backwards(clock: Clock) -> None:
 
 
 def test_a_full_random_part_lets_the_timestamp_run_ahead(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ids._generator, "_random", (1 << 74) - 1)
-    monkeypatch.setattr(ids._generator, "_millis", clock.millis)
+    ids._generator._begin(clock.millis, 0xFFF, (1 << 62) - 1)
     last = f"{uuid.UUID(int=clock.millis << 80 | 7 << 76 | 0xFFF << 64 | (1 << 64) - 1 - (1 << 62))}"
     first, second = new_id(), new_id()
     assert last < first < second

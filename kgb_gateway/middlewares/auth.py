@@ -34,7 +34,9 @@ KEY_HEADERS = (OWN_HEADER, b"authorization", b"x-api-key", b"x-goog-api-key")
 """Where a key may stand, the first that bears one decides. All but the first may hold a provider's instead."""
 
 _KEY_HEADERS = frozenset(KEY_HEADERS)
+_OWN_HEADERS = frozenset((OWN_HEADER,))
 _MARK = b"kgb_"
+_MARK_TEXT = _MARK.decode()
 _BEARER = re.compile(rb"(?i)\Abearer[ \t]+")
 _MODES = ("auto", "always", "never")
 _HOW = "send one in x-kgb-key, Authorization: Bearer, x-api-key or x-goog-api-key; `kgb keys create NAME` makes one"
@@ -76,14 +78,10 @@ class Auth:
         self._keyring.refresh_if_due()
         headers, shape = exchange.request_headers, exchange.request_shape
         places = shape.places(_KEY_HEADERS)
-        shown, leaks = self._shown(headers, shape, places)
-        values = b"\n".join(values_of(headers))
-        if values.count(_MARK) > sum([headers[place][1].count(_MARK) for place in places]):
-            self._look_elsewhere(exchange, leaks)
-        self._check_target(exchange)
-        caller = self._caller(exchange, shown)
-        if leaks:
-            self._remove(exchange, leaks)
+        marks = b"\n".join(values_of(headers)).count(_MARK)
+        caller = self._only_key(exchange, headers, shape, places) if marks == 1 else None
+        if caller is None:
+            caller = self._weighed(exchange, headers, shape, places, marks)
         exchange.caller = caller.name
         if caller.scopes and not caller.may_ask(exchange.path):
             raise _out_of_scope(caller)
@@ -93,6 +91,35 @@ class Auth:
     def requires_key(self) -> bool:
         """Whether a request without a key is refused, as things stand."""
         return self.required == "always" or (self.required == "auto" and self._keyring.state is not State.ABSENT)
+
+    def _only_key(
+        self, exchange: Exchange, headers: RawHeaders, shape: Shape, places: tuple[int, ...]
+    ) -> Caller | None:
+        """Who shows a valid key in the gateway's own header, where nothing else needs a look; None says no more."""
+        own = shape.places(_OWN_HEADERS)
+        if len(own) != 1 or "%" in exchange.target or _MARK_TEXT in exchange.target:
+            return None
+        verdict, caller = self._keyring.check(headers[own[0]][1])
+        if verdict is not Verdict.VALID:
+            return None
+        for place in places:
+            if place != own[0] and self._leaks(headers[place][1]):
+                return None
+        exchange.drop_request_header(own[0])
+        return caller
+
+    def _weighed(
+        self, exchange: Exchange, headers: RawHeaders, shape: Shape, places: tuple[int, ...], marks: int
+    ) -> Caller:
+        """Who asks, all things considered; raises the refusal. No key of ours is left in the request."""
+        shown, leaks = self._shown(headers, shape, places)
+        if marks > sum([headers[place][1].count(_MARK) for place in places]):
+            self._look_elsewhere(exchange, leaks)
+        self._check_target(exchange)
+        caller = self._caller(exchange, shown)
+        if leaks:
+            self._remove(exchange, leaks)
+        return caller
 
     def _caller(self, exchange: Exchange, shown: dict[bytes, list[bytes]]) -> Caller:
         """Who shows a valid key, or ANONYMOUS where none is needed; raises the refusal."""
