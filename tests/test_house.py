@@ -31,6 +31,9 @@ FLOORS = {
     "fiedler_proxy.target": 0,
     "fiedler_proxy.upstream": 0,
     "kgb_gateway.caller": 0,
+    "kgb_gateway.dewey": 0,
+    "kgb_gateway.dewey.identity": 0,
+    "kgb_gateway.dewey.linking": 0,
     # Mechanisms: they know how, not when or for whom.
     "fiedler_proxy.chain": 1,
     "fiedler_proxy.clock": 1,

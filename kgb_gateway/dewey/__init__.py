@@ -1,0 +1,1 @@
+"""Dewey, the conversation store: what the librarian does."""
