@@ -233,7 +233,7 @@ class Flow:
             return
         exchange.tell_response_head(head.status, head.reason, headers)
         exchange.head_sent = True
-        self._response = RelayResponse(request, head.status, head.reason, headers, keep)
+        self._response = RelayResponse(head.status, head.reason, headers, keep)
         self._out.append(raw)
         if self._tunnel is not None and self._flush():
             self._tunnel.open()

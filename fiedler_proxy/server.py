@@ -268,15 +268,15 @@ class RelayResponse(web.StreamResponse):
     ``headers`` is for reading: the head has left. They are made when somebody asks.
     """
 
-    def __init__(self, request: web.Request, status: int, reason: str, raw: RawHeaders, keep_alive: bool) -> None:
+    _eof_sent = True  # to aiohttp it is written: whatever is missing, the relay writes
+
+    def __init__(self, status: int, reason: str, raw: RawHeaders, keep_alive: bool) -> None:
         # Not the constructor of aiohttp: it would make, for every answer, headers that hardly ever are looked at.
         self._state = {}
         self._status = status
         self._reason = reason
         self._raw = raw
         self._read: CIMultiDict[str] | None = None
-        self._req = request
-        self._payload_writer = request._payload_writer
         self._keep_alive = keep_alive
 
     @property
@@ -287,11 +287,8 @@ class RelayResponse(web.StreamResponse):
         return self._read
 
     def finished(self, size: int) -> None:
-        """The body is on the wire, ``size`` bytes with the head: aiohttp must not end it once more."""
-        self._eof_sent = True
+        """The body is on the wire: ``size`` bytes with the head."""
         self._body_length = size
-        self._payload_writer = None
-        self._req = None
 
 
 class _Server(web.Server):

@@ -82,7 +82,6 @@ PRIVATE: dict[str, tuple[type, str]] = {
     "_protocol": (web.Request, "the connection it came over"),
     "_on_chunk_sent": (StreamWriter, "called with every body chunk before it is written"),
     "_headers": (web.StreamResponse, "what headers returns: overridden, made when asked for"),
-    "_req": (web.StreamResponse, "the request a prepared response belongs to"),
     "_keep_alive": (web.StreamResponse, "whether the connection stays"),
     "_eof_sent": (web.StreamResponse, "write_eof does nothing once it is True"),
     "_body_length": (web.StreamResponse, "for access logs"),
@@ -304,7 +303,7 @@ class TestShapesInUse:
         made: list[RelayResponse] = []
 
         async def relaying(request: web.Request) -> web.StreamResponse:
-            response = RelayResponse(request, 200, "OK", ((b"X", b"\xff"), (b"x", b"2")), True)
+            response = RelayResponse(200, "OK", ((b"X", b"\xff"), (b"x", b"2")), True)
             connection = caller_connection(request)
             assert connection.transport is not None
             raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
