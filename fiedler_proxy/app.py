@@ -77,6 +77,7 @@ def link_defaults(settings: Settings, gateway: str) -> dict[str, dict[str, objec
         "guard": {"hosts": hosts, "origins": document.allowed_origins},
         "health": {**health, "gateway": gateway},
         "auth": {"keys_file": str(settings.base_dir / KEYS_FILE)},
+        "dewey_tap": {"data_dir": str(document.data_dir), "instance": document.instance},
     }
 
 

@@ -1,0 +1,309 @@
+"""dewey_tap: everything that passes, into the journal.
+
+Owns what is recorded of an exchange, and for whom; how it comes to disk is the journal's matter. Nothing waits for it: a frame is
+a copy into memory of the kernel's, made before the byte leaves (law 3), and what does not fit is a gap.
+"""
+
+import asyncio
+import enum
+import hashlib
+import json
+import logging
+import os
+import stat
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+import attrs
+from aiohttp import web
+
+from fiedler_proxy.config import setting
+from fiedler_proxy.errors import ExchangeError, Fault, SettingsError
+from fiedler_proxy.exchange import Direction, Exchange, Observer
+from fiedler_proxy.lifecycle import EXCHANGE
+from fiedler_proxy.server import Handler
+from kgb_gateway.journal import Journal, JournalOptions
+from kgb_gateway.record import Kind
+from kgb_gateway.redact import Redactor
+from kgb_gateway.tail import LEAST, Tail, TailError
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where tails are kept, since it is memory and outlives a process; without it they are in the data directory."""
+
+SPOOL = "spool"
+SECRET = "fingerprint.key"
+
+_log = logging.getLogger("kgb.dewey")
+
+
+class Record(enum.StrEnum):
+    """How much of an exchange is recorded."""
+
+    OFF = "off"
+    METADATA = "metadata"
+    """Heads, sizes, times, outcome; no bodies."""
+    FULL = "full"
+
+
+class _Tap(Observer):
+    """The observer of one exchange."""
+
+    __slots__ = ("_down", "_full", "_journal", "_key", "_link", "_off", "_told", "_up")
+
+    def __init__(self, link: "DeweyTap", journal: Journal, exchange: Exchange) -> None:
+        self._link = link
+        self._journal = journal
+        self._key = key_of(exchange.id)
+        self._told = False
+        self._off = False
+        self._full = False
+        self._up = 0
+        self._down = 0
+
+    def request_head(self, exchange: Exchange) -> None:
+        self._begin(exchange, bodies=True)
+
+    def request_bytes(self, exchange: Exchange, data: bytes) -> None:
+        if self._full:
+            self._journal.body(Kind.REQUEST_BYTES, self._key, self._up, data)
+            self._up += len(data)
+
+    def response_head(self, exchange: Exchange) -> None:
+        if not self._told:
+            self._begin(exchange, bodies=False)  # an answer of the gateway's own: nothing went upstream
+        if not self._off:
+            headers, prints = self._link.redactor.head(exchange.response_headers)
+            said = {"status": exchange.status, "reason": exchange.reason, "headers": headers, "fingerprints": prints}
+            self._journal.append(Kind.RESPONSE_HEAD, self._key, _json(said))
+
+    def response_bytes(self, exchange: Exchange, data: bytes) -> None:
+        if self._full:
+            self._journal.body(Kind.RESPONSE_BYTES, self._key, self._down, data)
+            self._down += len(data)
+
+    def tunnel_bytes(self, exchange: Exchange, direction: Direction, data: bytes) -> None:
+        if not self._full:
+            return
+        if direction is Direction.TO_UPSTREAM:
+            self._journal.body(Kind.TO_UPSTREAM, self._key, self._up, data)
+            self._up += len(data)
+        else:
+            self._journal.body(Kind.TO_CALLER, self._key, self._down, data)
+            self._down += len(data)
+
+    def closed(self, exchange: Exchange) -> None:
+        if not self._told:
+            self._begin(exchange, bodies=False)
+        if not self._off:
+            self._journal.end(self._key, _json(end_of(exchange)))
+
+    def _begin(self, exchange: Exchange, *, bodies: bool) -> None:
+        """Only now are caller and route known: the tap stands before the links that find them out."""
+        self._told = True
+        record = self._link.record_of(exchange)
+        self._off = record is Record.OFF or exchange.local
+        self._full = record is Record.FULL and bodies and not self._off
+        if not self._off:
+            self._journal.append(Kind.REQUEST_HEAD, self._key, _json(self._link.request_of(exchange, record)))
+
+
+def _open_nothing() -> list[Journal]:
+    return []
+
+
+def _modes_wrong(modes: Mapping[str, str]) -> str:
+    for name, mode in modes.items():
+        if mode not in list(Record):
+            return f"{name!r} must be one of off, metadata, full, not {mode!r}"
+    return ""
+
+
+@web.middleware
+@attrs.frozen
+class DeweyTap:
+    """``data_dir``: where the spool is. ``instance``: the name of this gateway among those that share it.
+    ``record``: off, metadata or full; ``callers`` and ``routes`` say otherwise for some by name, the stricter one counts.
+    ``secret_headers``, ``secret_parameters``: what holds a credential besides the usual. ``tail_size``: bytes that may wait for
+    the disk. ``segment_size`` (bytes), ``segment_seconds``: when a segment is finished. ``sync_seconds``: longest time until
+    what passed outlives a power cut. ``watermark``: bytes that stay free on the disk. ``cap``: most bytes of the spool, 0 for
+    none. ``fail_closed``: refuse requests while nothing can be recorded.
+    """
+
+    data_dir: str = setting("", path=True)
+    instance: str = "default"
+    record: Record = Record.FULL
+    callers: Mapping[str, str] = setting(attrs.Factory(dict), check=_modes_wrong)
+    routes: Mapping[str, str] = setting(attrs.Factory(dict), check=_modes_wrong)
+    secret_headers: tuple[str, ...] = ()
+    secret_parameters: tuple[str, ...] = ()
+    tail_size: int = JournalOptions().tail_size
+    segment_size: int = JournalOptions().segment_size
+    segment_seconds: float = JournalOptions().segment_seconds
+    sync_seconds: float = JournalOptions().sync_seconds
+    watermark: int = JournalOptions().watermark
+    cap: int = JournalOptions().cap
+    fail_closed: bool = False
+    _journals: list[Journal] = attrs.field(init=False, repr=False, factory=_open_nothing, eq=False)
+    _redactors: list[Redactor] = attrs.field(init=False, repr=False, factory=list, eq=False)
+
+    outer: ClassVar[bool] = True
+
+    def __attrs_post_init__(self) -> None:
+        if self.tail_size < LEAST:
+            raise SettingsError([f"links.dewey_tap.tail_size is {self.tail_size}; it must be at least {LEAST}"])
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.enter(request, request[EXCHANGE])
+        return await handler(request)
+
+    def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
+        """``lifecycle.Entering``."""
+        if self._journals:
+            exchange.observe(_Tap(self, self._journals[0], exchange))
+            if self.fail_closed and self._journals[0].failing:
+                raise _not_recording()
+        return None
+
+    @property
+    def journal(self) -> Journal | None:
+        """The running journal."""
+        return self._journals[0] if self._journals else None
+
+    @property
+    def redactor(self) -> Redactor:
+        """What takes credentials out; there is one as soon as the journal is open."""
+        return self._redactors[0]
+
+    async def context(self, app: web.Application) -> AsyncIterator[None]:
+        """The journal is open as long as the application; SettingsError when it cannot be opened."""
+        journal = await asyncio.to_thread(self._open)
+        self._journals.append(journal)
+        yield
+        self._journals.clear()
+        await asyncio.to_thread(journal.stop)
+
+    def _open(self) -> Journal:
+        home = Path(self.data_dir or ".").expanduser().resolve()
+        options = JournalOptions(
+            self.tail_size, self.segment_size, self.segment_seconds, self.sync_seconds, self.watermark, self.cap
+        )
+        try:
+            spool, secret = _private(home / SPOOL), _secret(home / SECRET)
+            tail = Tail.open(tail_path(home, self.instance), self.tail_size)
+            journal = Journal(spool, self.instance, tail, options, version("kgb-gateway"))
+            journal.start()
+        except (OSError, TailError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise SettingsError([f"links.dewey_tap: nothing can be recorded in {home}: {why}"]) from None
+        names = tuple(name.lower().encode("latin-1") for name in self.secret_headers)
+        self._redactors[:] = [Redactor(secret, names, tuple(name.lower() for name in self.secret_parameters))]
+        return journal
+
+    def record_of(self, exchange: Exchange) -> Record:
+        """How much of ``exchange`` is recorded: what its caller's or its route's name says, else the default."""
+        said = [
+            modes[name]
+            for modes, name in ((self.callers, exchange.caller), (self.routes, exchange.route))
+            if name in modes
+        ]
+        return min((Record(mode) for mode in said), key=list(Record).index, default=self.record)
+
+    def request_of(self, exchange: Exchange, record: Record) -> dict[str, object]:
+        """What the first frame of ``exchange`` says."""
+        headers, prints = self.redactor.head(exchange.request_headers)
+        return {
+            "id": exchange.id,
+            "at": exchange.started_at,
+            "record": record,
+            "method": exchange.method,
+            "target": self.redactor.target(exchange.target),
+            "version": list(exchange.version),
+            "headers": headers,
+            "fingerprints": prints,
+            "remote": exchange.remote,
+            "caller": exchange.caller,
+            "route": exchange.route,
+            "slot": exchange.slot,
+            "upstream": exchange.upstream.name if exchange.upstream is not None else "",
+        }
+
+
+def end_of(exchange: Exchange) -> dict[str, object]:
+    """What the last frame of a closed ``exchange`` says. Times are seconds since its beginning."""
+    first, ended = exchange.first_byte, exchange.ended
+    return {
+        "outcome": exchange.outcome,
+        "error": exchange.error_code,
+        "status": exchange.status,
+        "request_size": exchange.request_size,
+        "response_size": exchange.response_size,
+        "first_byte": None if first is None else first - exchange.started,
+        "duration": None if ended is None else ended - exchange.started,
+        "caller": exchange.caller,
+        "route": exchange.route,
+        "slot": exchange.slot,
+        "upstream": exchange.upstream.name if exchange.upstream is not None else "",
+        "attempts": exchange.attempts,
+        "transformed": exchange.transformed,
+        "tunnelled": exchange.tunnelled,
+        "facts": {str(name)[:128]: str(value)[:512] for name, value in list(exchange.facts.items())[:32]},
+    }
+
+
+def key_of(exchange_id: str) -> bytes:
+    """The 16 bytes under which an exchange is recorded: its UUID, or a hash of what a link put in its place."""
+    digits = exchange_id.replace("-", "")
+    try:
+        if len(digits) == 32:
+            return bytes.fromhex(digits)
+    except ValueError:
+        pass
+    return hashlib.blake2b(exchange_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def tail_path(home: Path, instance: str) -> Path:
+    """Where the tail of ``instance`` on the data directory ``home`` is."""
+    name = hashlib.blake2b(os.fsencode(home), digest_size=8).hexdigest()
+    if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+        return SHARED_MEMORY / f"kgb-{os.geteuid()}-{name}-{instance}.tail"
+    return home / f"{instance}.tail"
+
+
+def _json(said: dict[str, object]) -> bytes:
+    return json.dumps(said, separators=(",", ":")).encode("ascii")
+
+
+def _private(path: Path) -> Path:
+    """A directory for its owner alone."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def _secret(path: Path) -> bytes:
+    """The key of the fingerprints, made at the first start."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        secret = path.read_bytes()
+        if len(secret) != 32:
+            raise OSError(0, f"{path} is damaged; take it away, and fingerprints begin anew") from None
+        return secret
+    with open(fd, "wb") as file:
+        secret = os.urandom(32)
+        file.write(secret)
+    return secret
+
+
+def _not_recording() -> ExchangeError:
+    return ExchangeError(
+        "not_recording",
+        "The gateway cannot record, and is told to refuse what it cannot record.",
+        status=503,
+        fault=Fault.GATEWAY,
+        hint="its log says why; links.dewey_tap.fail_closed is what tells it so",
+        headers=(("Retry-After", "5"),),
+    )

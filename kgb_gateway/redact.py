@@ -1,0 +1,77 @@
+"""What the journal says of a message's head: everything but its credentials.
+
+Pure. Owns which query parameters hold credentials; the list of headers is ``fiedler_proxy.headers.CREDENTIALS``. In place of a
+credential stands ``[REDACTED]``, and beside the head a keyed fingerprint, by which equal ones can be told equal and from which
+nothing can be told without the key.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection
+from urllib.parse import unquote_plus
+
+import attrs
+
+from fiedler_proxy.headers import CREDENTIALS, REDACTED, RawHeaders
+
+FINGERPRINT_BYTES = 9
+
+QUERY_CREDENTIALS = frozenset(
+    ("key", "api_key", "apikey", "api-key", "access_token", "token", "auth", "authorization", "password", "secret",
+     "sig", "signature", "x-amz-signature", "x-amz-credential", "x-amz-security-token", "x-goog-signature",
+     "x-goog-credential", "code", "client_secret", "refresh_token", "id_token")
+)  # fmt: skip
+"""Query parameters (lower case) whose values never reach the record: Google's ``key``, signatures of signed URLs, tokens."""
+
+_PARAMETER = re.compile(r"([^=&;]*)=([^&;]*)")
+_OWN_KEY = re.compile(r"kgb(?:_|%5[fF])[0-9a-z]{10}(?:_|%5[fF])[\w%]*")
+"""A key of the gateway's own, wherever somebody put it."""
+
+_USERINFO = re.compile(r"(?i)\A([a-z][a-z0-9+.-]*://)[^/?#@]*@")
+
+
+@attrs.frozen
+class Redactor:
+    """``secret`` keys the fingerprints; ``headers`` and ``parameters`` (lower case) are secret besides the usual ones."""
+
+    secret: bytes = attrs.field(repr=False)
+    headers: Collection[bytes] = ()
+    parameters: Collection[str] = ()
+
+    def fingerprint(self, value: bytes) -> str:
+        """Hexadecimal digits that are the same for the same ``value`` and this ``secret``."""
+        return hashlib.blake2b(value, key=self.secret, digest_size=FINGERPRINT_BYTES).hexdigest()
+
+    def head(self, headers: RawHeaders) -> tuple[list[list[str]], dict[str, str]]:
+        """Header pairs as text (latin-1, so that every byte comes back), and the fingerprints of what is not said."""
+        pairs: list[list[str]] = []
+        prints: dict[str, str] = {}
+        for name, value in headers:
+            lower = name.lower()
+            said = _OWN_KEY.sub(REDACTED, value.decode("latin-1"))
+            if lower in CREDENTIALS or lower in self.headers:
+                prints[lower.decode("latin-1")] = self.fingerprint(_bare(value))
+                said = REDACTED
+            pairs.append([name.decode("latin-1"), said])
+        return pairs, prints
+
+    def target(self, target: str) -> str:
+        """``target`` without the values of secret parameters and without user information; every other byte stays."""
+        target = _OWN_KEY.sub(REDACTED, _USERINFO.sub(r"\1", target))
+        path, mark, query = target.partition("?")
+        return path + mark + _PARAMETER.sub(self._parameter, query) if mark else target
+
+    def _parameter(self, match: re.Match[str]) -> str:
+        name = _decoded(match[1]).lower()
+        secret = name in QUERY_CREDENTIALS or name in self.parameters
+        return f"{match[1]}={REDACTED}" if secret and match[2] else match[0]
+
+
+def _bare(value: bytes) -> bytes:
+    """``value`` without its scheme: the same key has one fingerprint in ``Authorization`` and in ``x-api-key``."""
+    return value[7:].strip() if value[:7].lower() == b"bearer " else value.strip()
+
+
+def _decoded(name: str) -> str:
+    """``name`` with percent-encoding taken off: ``%6bey`` is ``key`` to the provider."""
+    return unquote_plus(name)

@@ -1,0 +1,256 @@
+"""The live tail: frames in memory that the kernel owns, from the moment they are appended.
+
+A ring in a file that is mapped into memory, on tmpfs where there is one. To append is to copy: no system call, no disk, and
+what was copied outlives the process (kill -9), because the kernel owns the pages. A thread drains the ring to disk
+(``journal.py``). Owns the layout of the file, its lock, and what can be read out of a tail whose process is gone.
+
+The file is allocated in full when it is made: a hole in a mapped file would kill the process by a signal on a full disk.
+
+Layout: one page of state, the slots of gaps, the ring. The state says up to which frame the ring is on disk. It stands there
+twice, written in turn, each copy with a checksum: one of them is whole whenever the process dies.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from kgb_gateway.record import HEADER, NO_EXCHANGE, Damage, Frame, Kind, decode, header_of
+
+MAGIC = b"KGBTAIL1"
+PAGE = 4096
+SLOTS = 1024
+"""Gaps that can be remembered at once, one for each direction of an exchange."""
+
+RESERVE = 64 * 1024
+"""Bytes of the ring that only heads, ends and gaps may take, so that what is missing can be said."""
+
+LEAST = 1024 * 1024
+"""Smallest ring, in bytes: one frame of the longest payload and the reserve have to fit."""
+
+_FIXED = struct.Struct("<8sQII")  # magic, bytes of the ring, slots, salt of the checksums
+_STATE = struct.Struct("<QQI")  # frames that are on disk, bytes that are; CRC-32
+_STATES = (64, 128)
+_SLOT = struct.Struct("<16sB7xQQI4x")  # exchange, kind, offset, length; CRC-32
+_BODIES = (Kind.REQUEST_BYTES, Kind.RESPONSE_BYTES, Kind.TO_UPSTREAM, Kind.TO_CALLER)
+
+
+class TailError(Exception):
+    """The tail cannot be used; the message says which file and why."""
+
+
+@attrs.define
+class Gap:
+    """Body bytes that are not on record: ``length`` of them from ``offset`` on, of the direction that ``kind`` says."""
+
+    exchange: bytes
+    kind: int
+    offset: int
+    length: int
+
+
+@attrs.frozen
+class Left:
+    """What a tail holds that is not on disk: frames in order, and gaps that no frame tells of yet."""
+
+    frames: tuple[Frame, ...]
+    gaps: tuple[Gap, ...]
+
+
+class Tail:
+    """One instance's tail. The loop appends, one thread drains; nobody else touches it.
+
+    ``written`` and ``drained`` count bytes since the tail was made; ``sequence`` is the last frame's, ``on_disk`` the
+    last one's that is drained; ``mark`` is ``sequence`` and ``written`` as of the same append.
+    """
+
+    def __init__(self, path: Path, fd: int, memory: mmap.mmap) -> None:
+        self.path = path
+        self._fd = fd
+        self._memory = memory
+        magic, size, slots, self.salt = _FIXED.unpack_from(memory, 0)
+        start = PAGE + slots * _SLOT.size
+        if magic != MAGIC or slots != SLOTS or len(memory) != start + size:
+            raise TailError(f"{path} is no tail of this version")
+        self._start = start
+        self.size = size
+        self._turn = 0
+        self.on_disk, self.drained = self._state()
+        self.sequence, self.written = self.on_disk, self.drained
+        self.mark = (self.sequence, self.written)
+        self.gaps: dict[tuple[bytes, int], tuple[int, Gap]] = {}
+
+    @classmethod
+    def open(cls, path: Path, size: int) -> "Tail":
+        """The tail at ``path``, locked; made with a ring of ``size`` bytes where there is none. TailError when it is held by
+        another process, belongs to somebody else, or there is no room for it."""
+        if size < LEAST:
+            raise TailError(f"a tail of {size} bytes is too small: {LEAST} at least")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise TailError(f"{path} cannot be opened: {error.strerror}") from None
+        try:
+            _lock(fd, path)
+            _check_owner(fd, path)
+            _allocate(fd, path, size)
+            return cls(path, fd, mmap.mmap(fd, 0))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def append(
+        self, kind: int, exchange: bytes, wall: int, monotonic: int, payload: bytes | memoryview, keep: int
+    ) -> bool:
+        """Append a frame unless that leaves fewer than ``keep`` bytes free; whether there was room. Loop only."""
+        head = header_of(self.sequence + 1, kind, exchange, wall, monotonic, payload, self.salt)
+        if self.written + len(head) + len(payload) + keep > self.drained + self.size:
+            return False
+        # The payload first: a header without its payload would be a frame that fails its checksum, and end the record.
+        self._copy(self.written + len(head), payload)
+        self._copy(self.written, head)
+        self.written += len(head) + len(payload)
+        self.sequence += 1
+        self.mark = (self.sequence, self.written)  # in one step: the thread must never see one without the other
+        return True
+
+    def _copy(self, position: int, data: bytes | memoryview) -> None:
+        at = position % self.size
+        room = self.size - at
+        start = self._start + at
+        if len(data) <= room:
+            self._memory[start : start + len(data)] = data
+        else:
+            self._memory[start : start + room] = data[:room]
+            self._memory[self._start : self._start + len(data) - room] = data[room:]
+
+    def pending(self, until: int) -> list[memoryview]:
+        """What is not drained, up to position ``until``: one piece, or two where the ring wraps."""
+        view = memoryview(self._memory)
+        at, end = self.drained % self.size, until - self.drained
+        first = min(end, self.size - at)
+        pieces = [view[self._start + at : self._start + at + first]]
+        if end > first:
+            pieces.append(view[self._start : self._start + end - first])
+        return [piece for piece in pieces if len(piece)]
+
+    def mark_drained(self, sequence: int, position: int) -> None:
+        """Everything up to ``sequence``, which ends at ``position``, is on disk and synced."""
+        body = struct.pack("<QQ", sequence, position)
+        _STATE.pack_into(self._memory, _STATES[self._turn], sequence, position, zlib.crc32(body))
+        self._turn ^= 1
+        self.on_disk, self.drained = sequence, position
+
+    def _state(self) -> tuple[int, int]:
+        states = [(0, 0)]
+        for at in _STATES:
+            sequence, position, checksum = _STATE.unpack_from(self._memory, at)
+            if zlib.crc32(struct.pack("<QQ", sequence, position)) == checksum:
+                states.append((sequence, position))
+        return max(states)
+
+    # Gaps: in slots of their own, so that they are known after kill -9 too.
+
+    def gap(self, exchange: bytes, kind: int, offset: int, length: int) -> bool:
+        """Remember that ``length`` bytes from ``offset`` on are not on record. False when no slot is free."""
+        found = self.gaps.get((exchange, kind))
+        if found is None:
+            taken = {slot for slot, _ in self.gaps.values()}
+            if len(taken) >= SLOTS:
+                return False
+            slot = next(number for number in range(SLOTS) if number not in taken)
+            found = self.gaps[exchange, kind] = (slot, Gap(exchange, kind, offset, 0))
+        slot, gap = found
+        gap.length = offset + length - gap.offset
+        self._write_slot(slot, gap)
+        return True
+
+    def gap_told(self, gap: Gap) -> None:
+        """A frame tells of ``gap`` now."""
+        slot, _ = self.gaps.pop((gap.exchange, gap.kind))
+        self._memory[PAGE + slot * _SLOT.size : PAGE + (slot + 1) * _SLOT.size] = bytes(_SLOT.size)
+
+    def _write_slot(self, slot: int, gap: Gap) -> None:
+        checksum = zlib.crc32(struct.pack("<16sBQQ", gap.exchange, gap.kind, gap.offset, gap.length))
+        at = PAGE + slot * _SLOT.size
+        _SLOT.pack_into(self._memory, at, gap.exchange, gap.kind, gap.offset, gap.length, checksum)
+
+    # After its process has gone.
+
+    def left(self) -> Left:
+        """What an earlier process left behind that is not on disk. Called before anything is appended.
+
+        The frames end where the next number does not stand: behind them are older ones, nothing, or one that was being
+        written when the process died.
+        """
+        at = self.drained % self.size
+        ring = self._memory[self._start : self._start + self.size]
+        line, frames, position = ring[at:] + ring[:at], list[Frame](), 0
+        with contextlib.suppress(Damage):
+            while (found := decode(line, position, self.salt)) is not None:
+                if found[0].sequence != self.on_disk + len(frames) + 1:
+                    break
+                frames.append(found[0])
+                position = found[1]
+        return Left(tuple(frames), tuple(self._left_gaps()))
+
+    def _left_gaps(self) -> Iterator[Gap]:
+        for slot in range(SLOTS):
+            exchange, kind, offset, length, checksum = _SLOT.unpack_from(self._memory, PAGE + slot * _SLOT.size)
+            whole = zlib.crc32(struct.pack("<16sBQQ", exchange, kind, offset, length)) == checksum
+            if exchange != NO_EXCHANGE and kind in _BODIES and whole:
+                yield Gap(exchange, kind, offset, length)
+
+    def clear(self, sequence: int) -> None:
+        """Begin anew behind ``sequence``: what was left has been taken to disk."""
+        self._memory[PAGE : self._start] = bytes(self._start - PAGE)
+        self.gaps.clear()
+        self.mark_drained(sequence, self.written)
+        self.mark_drained(sequence, self.written)
+        self.sequence, self.mark = sequence, (sequence, self.written)
+        # Nothing that stands in the ring may be taken for the frame that comes next.
+        self._copy(self.written, bytes(HEADER.size))
+
+    def close(self, *, remove: bool = False) -> None:
+        """Let go of the file; ``remove`` where everything is on disk."""
+        if remove:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+        os.close(self._fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise TailError(f"{path} is in use by another gateway: give each an instance name of its own") from None
+
+
+def _check_owner(fd: int, path: Path) -> None:
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid():
+        raise TailError(f"{path} belongs to another user")
+    os.fchmod(fd, 0o600)
+
+
+def _allocate(fd: int, path: Path, size: int) -> None:
+    """Make the file, unless it is whole already."""
+    if os.fstat(fd).st_size > PAGE + SLOTS * _SLOT.size:
+        return
+    total = PAGE + SLOTS * _SLOT.size + size
+    try:
+        os.posix_fallocate(fd, 0, total)
+    except OSError as error:
+        os.ftruncate(fd, 0)
+        why = "no room" if error.errno == errno.ENOSPC else error.strerror
+        raise TailError(f"{path}: {why} for {total} bytes") from None
+    os.pwrite(fd, _FIXED.pack(MAGIC, size, SLOTS, int.from_bytes(os.urandom(4))), 0)
