@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 
 import attrs
 
-from fiedler_proxy.headers import CREDENTIALS, REDACTED, RawHeaders
+from fiedler_proxy.headers import CREDENTIALS, REDACTED, RawHeaders, shape_of
 
 FINGERPRINT_BYTES = 9
 
@@ -27,6 +27,8 @@ _PARAMETER = re.compile(r"([^=&;]*)=([^&;]*)")
 _OWN_KEY = re.compile(r"kgb(?:_|%5[fF])[0-9a-z]{10}(?:_|%5[fF])[\w%]*")
 """A key of the gateway's own, wherever somebody put it."""
 
+_OWN_KEY_BYTES = re.compile(_OWN_KEY.pattern.encode())
+_REDACTED = REDACTED.encode()
 _USERINFO = re.compile(r"(?i)\A([a-z][a-z0-9+.-]*://)[^/?#@]*@")
 
 
@@ -37,27 +39,32 @@ class Redactor:
     secret: bytes = attrs.field(repr=False)
     headers: Collection[bytes] = ()
     parameters: Collection[str] = ()
+    _names: frozenset[bytes] = attrs.field(init=False, eq=False, repr=False)
+
+    @_names.default
+    def _all_names(self) -> frozenset[bytes]:
+        return CREDENTIALS | frozenset(self.headers)
 
     def fingerprint(self, value: bytes) -> str:
         """Hexadecimal digits that are the same for the same ``value`` and this ``secret``."""
         return hashlib.blake2b(value, key=self.secret, digest_size=FINGERPRINT_BYTES).hexdigest()
 
-    def head(self, headers: RawHeaders) -> tuple[list[list[str]], dict[str, str]]:
-        """Header pairs as text (latin-1, so that every byte comes back), and the fingerprints of what is not said."""
-        pairs: list[list[str]] = []
+    def head(self, headers: RawHeaders) -> tuple[bytes, dict[str, str]]:
+        """``headers`` as lines like on the wire, every byte of them as it came but for credentials; and the fingerprints of
+        those by header name (lower case)."""
+        shape = shape_of(headers)
+        lines = list(shape.lines(headers))
         prints: dict[str, str] = {}
-        for name, value in headers:
-            lower = name.lower()
-            said = _OWN_KEY.sub(REDACTED, value.decode("latin-1"))
-            if lower in CREDENTIALS or lower in self.headers:
-                prints[lower.decode("latin-1")] = self.fingerprint(_bare(value))
-                said = REDACTED
-            pairs.append([name.decode("latin-1"), said])
-        return pairs, prints
+        for place in shape.places(self._names):
+            lines[place] = shape.prefixes[place] + _REDACTED
+            prints[shape.lower[place].decode("latin-1")] = self.fingerprint(_bare(headers[place][1]))
+        block = b"\r\n".join(lines)
+        return (_OWN_KEY_BYTES.sub(_REDACTED, block) if b"kgb" in block else block), prints
 
     def target(self, target: str) -> str:
         """``target`` without the values of secret parameters and without user information; every other byte stays."""
-        target = _OWN_KEY.sub(REDACTED, _USERINFO.sub(r"\1", target))
+        if "kgb" in target or "@" in target:
+            target = _OWN_KEY.sub(REDACTED, _USERINFO.sub(r"\1", target))
         path, mark, query = target.partition("?")
         return path + mark + _PARAMETER.sub(self._parameter, query) if mark else target
 

@@ -16,6 +16,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ _FIXED = struct.Struct("<8sQII")  # magic, bytes of the ring, slots, salt of the
 _STATE = struct.Struct("<QQI")  # frames that are on disk, bytes that are; CRC-32
 _STATES = (64, 128)
 _SLOT = struct.Struct("<16sB7xQQI4x")  # exchange, kind, offset, length; CRC-32
+_POPULATE = mmap.MAP_POPULATE if sys.platform == "linux" else 0
 _BODIES = (Kind.REQUEST_BYTES, Kind.RESPONSE_BYTES, Kind.TO_UPSTREAM, Kind.TO_CALLER)
 
 
@@ -101,7 +103,8 @@ class Tail:
             _lock(fd, path)
             _check_owner(fd, path)
             _allocate(fd, path, size)
-            return cls(path, fd, mmap.mmap(fd, 0))
+            # Mapped in full at once: a page that is touched for the first time costs as much as several frames.
+            return cls(path, fd, mmap.mmap(fd, 0, flags=mmap.MAP_SHARED | _POPULATE))
         except BaseException:
             os.close(fd)
             raise

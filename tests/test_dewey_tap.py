@@ -89,8 +89,9 @@ def body(found: list[Frame], kind: Kind) -> bytes:
 
 def said(found: list[Frame], kind: Kind) -> dict[str, Any]:
     (frame,) = [frame for frame in found if frame.kind == kind]
-    document: dict[str, Any] = json.loads(frame.payload)
-    return document
+    line, _, headers = frame.payload.partition(b"\n")
+    document: dict[str, Any] = json.loads(line)
+    return {**document, "headers": headers.split(b"\r\n")}
 
 
 async def test_an_exchange_is_on_record_whole_and_without_its_credentials(tmp_path: Path) -> None:
@@ -107,7 +108,9 @@ async def test_an_exchange_is_on_record_whole_and_without_its_credentials(tmp_pa
     assert (request["caller"], request["route"], request["upstream"]) == ("alice", "messages", "anthropic")
     assert request["fingerprints"]["authorization"] == request["fingerprints"]["x-api-key"]
     assert head["status"] == 200
-    assert ["request-id", "req_1"] in head["headers"]
+    assert b"request-id: req_1" in head["headers"]
+    assert b"Set-Cookie: [REDACTED]" in head["headers"]
+    assert b"Authorization: [REDACTED]" in request["headers"]
     assert (end["outcome"], end["request_size"], end["response_size"]) == ("completed", 10, len(response.body))
     assert {frame.exchange for frame in found} == {key_of(request["id"])}
     for path in tmp_path.rglob("*"):

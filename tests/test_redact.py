@@ -14,7 +14,7 @@ REDACTOR = Redactor(b"s" * 32, (b"x-own",), ("mine",))
 @pytest.mark.parametrize("name", sorted(CREDENTIALS | {b"x-own"}))
 def test_a_credential_is_a_fingerprint(name: bytes) -> None:
     pairs, prints = REDACTOR.head(((name.title(), CANARY.encode()), (b"X-Plain", b"caf\xe9")))
-    assert pairs == [[name.title().decode(), "[REDACTED]"], ["X-Plain", "caf\xe9"]]
+    assert pairs == name.title() + b": [REDACTED]\r\nX-Plain: caf\xe9"
     assert prints == {name.decode(): REDACTOR.fingerprint(CANARY.encode())}
     assert CANARY not in str((pairs, prints))
 
@@ -46,11 +46,11 @@ def test_user_information_goes() -> None:
 def test_a_key_of_ours_goes_wherever_it_stands(key: str) -> None:
     assert key not in REDACTOR.target(f"/v1/{key}/x?y={key}")
     pairs, _ = REDACTOR.head(((b"X-Odd", f"a {key} b".encode()),))
-    assert pairs == [["X-Odd", "a [REDACTED] b"]]
+    assert pairs == b"X-Odd: a [REDACTED] b"
 
 
 @given(st.text(max_size=60), st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=5))
 def test_nothing_is_an_error(target: str, headers: list[tuple[bytes, bytes]]) -> None:
     REDACTOR.target(target)
-    pairs, _ = REDACTOR.head(tuple(headers))
-    assert [name for name, _ in pairs] == [name.decode("latin-1") for name, _ in headers]
+    lines, _ = REDACTOR.head(tuple(headers))
+    assert lines.count(b"\r\n") >= len(headers) - 1

@@ -8,10 +8,10 @@ import asyncio
 import enum
 import hashlib
 import json
-import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -35,7 +35,9 @@ SHARED_MEMORY = Path("/dev/shm")
 SPOOL = "spool"
 SECRET = "fingerprint.key"
 
-_log = logging.getLogger("kgb.dewey")
+_TRUTH = ("false", "true")
+
+_quote = json.encoder.encode_basestring_ascii
 
 
 class Record(enum.StrEnum):
@@ -74,9 +76,11 @@ class _Tap(Observer):
         if not self._told:
             self._begin(exchange, bodies=False)  # an answer of the gateway's own: nothing went upstream
         if not self._off:
-            headers, prints = self._link.redactor.head(exchange.response_headers)
-            said = {"status": exchange.status, "reason": exchange.reason, "headers": headers, "fingerprints": prints}
-            self._journal.append(Kind.RESPONSE_HEAD, self._key, _json(said))
+            lines, prints = self._link.redactor.head(exchange.response_headers)
+            said = (
+                f'{{"status":{exchange.status},"reason":{_quote(exchange.reason)},"fingerprints":{_pairs(prints)}}}\n'
+            )
+            self._journal.append(Kind.RESPONSE_HEAD, self._key, said.encode("ascii") + lines)
 
     def response_bytes(self, exchange: Exchange, data: bytes) -> None:
         if self._full:
@@ -97,7 +101,7 @@ class _Tap(Observer):
         if not self._told:
             self._begin(exchange, bodies=False)
         if not self._off:
-            self._journal.end(self._key, _json(end_of(exchange)))
+            self._journal.end(self._key, end_of(exchange))
 
     def _begin(self, exchange: Exchange, *, bodies: bool) -> None:
         """Only now are caller and route known: the tap stands before the links that find them out."""
@@ -106,7 +110,7 @@ class _Tap(Observer):
         self._off = record is Record.OFF or exchange.local
         self._full = record is Record.FULL and bodies and not self._off
         if not self._off:
-            self._journal.append(Kind.REQUEST_HEAD, self._key, _json(self._link.request_of(exchange, record)))
+            self._journal.append(Kind.REQUEST_HEAD, self._key, self._link.request_of(exchange, record))
 
 
 def _open_nothing() -> list[Journal]:
@@ -203,6 +207,8 @@ class DeweyTap:
 
     def record_of(self, exchange: Exchange) -> Record:
         """How much of ``exchange`` is recorded: what its caller's or its route's name says, else the default."""
+        if not self.callers and not self.routes:
+            return self.record
         said = [
             modes[name]
             for modes, name in ((self.callers, exchange.caller), (self.routes, exchange.route))
@@ -210,46 +216,41 @@ class DeweyTap:
         ]
         return min((Record(mode) for mode in said), key=list(Record).index, default=self.record)
 
-    def request_of(self, exchange: Exchange, record: Record) -> dict[str, object]:
-        """What the first frame of ``exchange`` says."""
-        headers, prints = self.redactor.head(exchange.request_headers)
-        return {
-            "id": exchange.id,
-            "at": exchange.started_at,
-            "record": record,
-            "method": exchange.method,
-            "target": self.redactor.target(exchange.target),
-            "version": list(exchange.version),
-            "headers": headers,
-            "fingerprints": prints,
-            "remote": exchange.remote,
-            "caller": exchange.caller,
-            "route": exchange.route,
-            "slot": exchange.slot,
-            "upstream": exchange.upstream.name if exchange.upstream is not None else "",
-        }
+    def request_of(self, exchange: Exchange, record: Record) -> bytes:
+        """What the first frame of ``exchange`` says: a line of JSON, then its headers like on the wire."""
+        lines, prints = self.redactor.head(exchange.request_headers)
+        major, minor = exchange.version
+        said = (
+            f'{{"id":{_quote(exchange.id)},"at":{exchange.started_at!r},"record":"{record}","version":[{major},{minor}],'
+            f'"method":{_quote(exchange.method)},"target":{_quote(self.redactor.target(exchange.target))},'
+            f'"remote":{_quote(exchange.remote)},{who_of(exchange)},"fingerprints":{_pairs(prints)}}}\n'
+        )
+        return said.encode("ascii") + lines
 
 
-def end_of(exchange: Exchange) -> dict[str, object]:
-    """What the last frame of a closed ``exchange`` says. Times are seconds since its beginning."""
-    first, ended = exchange.first_byte, exchange.ended
-    return {
-        "outcome": exchange.outcome,
-        "error": exchange.error_code,
-        "status": exchange.status,
-        "request_size": exchange.request_size,
-        "response_size": exchange.response_size,
-        "first_byte": None if first is None else first - exchange.started,
-        "duration": None if ended is None else ended - exchange.started,
-        "caller": exchange.caller,
-        "route": exchange.route,
-        "slot": exchange.slot,
-        "upstream": exchange.upstream.name if exchange.upstream is not None else "",
-        "attempts": exchange.attempts,
-        "transformed": exchange.transformed,
-        "tunnelled": exchange.tunnelled,
-        "facts": {str(name)[:128]: str(value)[:512] for name, value in list(exchange.facts.items())[:32]},
-    }
+def who_of(exchange: Exchange) -> str:
+    """Members of a JSON object: who asked, and where the exchange went."""
+    upstream = exchange.upstream.name if exchange.upstream is not None else ""
+    return _who(exchange.caller, exchange.route, exchange.slot, upstream)
+
+
+@lru_cache(1024)
+def _who(caller: str, route: str, slot: str, upstream: str) -> str:
+    return f'"caller":{_quote(caller)},"route":{_quote(route)},"slot":{_quote(slot)},"upstream":{_quote(upstream)}'
+
+
+def end_of(exchange: Exchange) -> bytes:
+    """What the last frame of a closed ``exchange`` says, as JSON. Times are seconds since its beginning."""
+    first, ended, started = exchange.first_byte, exchange.ended, exchange.started
+    facts = {str(name)[:128]: str(value)[:512] for name, value in list(exchange.facts.items())[:32]}
+    return (
+        f'{{"outcome":"{exchange.outcome}","error":{_quote(exchange.error_code)},"status":{exchange.status},'
+        f'"request_size":{exchange.request_size},"response_size":{exchange.response_size},'
+        f'"first_byte":{"null" if first is None else first - started},'
+        f'"duration":{"null" if ended is None else ended - started},{who_of(exchange)},'
+        f'"attempts":{exchange.attempts},"transformed":{_TRUTH[exchange.transformed]},'
+        f'"tunnelled":{_TRUTH[exchange.tunnelled]},"facts":{_pairs(facts)}}}'
+    ).encode("ascii")
 
 
 def key_of(exchange_id: str) -> bytes:
@@ -271,8 +272,9 @@ def tail_path(home: Path, instance: str) -> Path:
     return home / f"{instance}.tail"
 
 
-def _json(said: dict[str, object]) -> bytes:
-    return json.dumps(said, separators=(",", ":")).encode("ascii")
+def _pairs(said: Mapping[str, str]) -> str:
+    """A JSON object of texts; "{}" most of the time."""
+    return json.dumps(said) if said else "{}"
 
 
 def _private(path: Path) -> Path:

@@ -189,6 +189,7 @@ SERVERS: dict[str, Callable[[Place], Command]] = {
     "nginx": nginx,
     "reference": reference,
     "kgb": gateway("request_id", "access_log", "auth", more=_LOG),
+    "kgb-tap": gateway("request_id", "access_log", "dewey_tap", "auth", more=_LOG),
     "kgb-bare": gateway(),
 }
 """Every proxy the bench knows; ``direct`` is always measured beside them."""
