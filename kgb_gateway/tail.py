@@ -251,7 +251,10 @@ def _allocate(fd: int, path: Path, size: int) -> None:
         return
     total = PAGE + SLOTS * _SLOT.size + size
     try:
-        os.posix_fallocate(fd, 0, total)
+        if sys.platform == "darwin":  # which has no posix_fallocate
+            os.pwrite(fd, bytes(total), 0)
+        else:
+            os.posix_fallocate(fd, 0, total)
     except OSError as error:
         os.ftruncate(fd, 0)
         why = "no room" if error.errno == errno.ENOSPC else error.strerror
