@@ -40,6 +40,7 @@ _FIXED = struct.Struct("<8sQII")  # magic, bytes of the ring, slots, salt of the
 _STATE = struct.Struct("<QQI")  # frames that are on disk, bytes that are; CRC-32
 _STATES = (64, 128)
 _SLOT = struct.Struct("<16sB7xQQI4x")  # exchange, kind, offset, length; CRC-32
+_SMALL = 8192  # bytes that are quicker joined than copied twice
 _POPULATE = mmap.MAP_POPULATE if sys.platform == "linux" else 0
 _BODIES = (Kind.REQUEST_BYTES, Kind.RESPONSE_BYTES, Kind.TO_UPSTREAM, Kind.TO_CALLER)
 
@@ -114,25 +115,30 @@ class Tail:
     ) -> bool:
         """Append a frame unless that leaves fewer than ``keep`` bytes free; whether there was room. Loop only."""
         head = header_of(self.sequence + 1, kind, exchange, wall, monotonic, payload, self.salt)
-        if self.written + len(head) + len(payload) + keep > self.drained + self.size:
+        size = len(head) + len(payload)
+        if self.written + size + keep > self.drained + self.size:
             return False
-        # The payload first: a header without its payload would be a frame that fails its checksum, and end the record.
-        self._copy(self.written + len(head), payload)
-        self._copy(self.written, head)
-        self.written += len(head) + len(payload)
+        if size <= _SMALL:
+            self._copy(self.written, head + payload)
+        else:
+            self._copy(self.written + len(head), payload)
+            self._copy(self.written, head)
+        # Killed in the middle of that, a frame fails its checksum: it is none, and its bytes have not left.
+        self.written += size
         self.sequence += 1
         self.mark = (self.sequence, self.written)  # in one step: the thread must never see one without the other
         return True
 
     def _copy(self, position: int, data: bytes | memoryview) -> None:
         at = position % self.size
-        room = self.size - at
-        start = self._start + at
-        if len(data) <= room:
-            self._memory[start : start + len(data)] = data
+        end = at + len(data)
+        start = self._start
+        if end <= self.size:
+            self._memory[start + at : start + end] = data
         else:
-            self._memory[start : start + room] = data[:room]
-            self._memory[self._start : self._start + len(data) - room] = data[room:]
+            room = self.size - at
+            self._memory[start + at : start + self.size] = data[:room]
+            self._memory[start : start + len(data) - room] = data[room:]
 
     def pending(self, until: int) -> list[memoryview]:
         """What is not drained, up to position ``until``: one piece, or two where the ring wraps."""
