@@ -36,6 +36,9 @@ FLOORS = {
     "kgb_gateway.dewey": 0,
     "kgb_gateway.dewey.identity": 0,
     "kgb_gateway.dewey.linking": 0,
+    "kgb_gateway.dewey.price_table": 0,
+    "kgb_gateway.dewey.prices": 0,
+    "kgb_gateway.dewey.usage": 0,
     "kgb_gateway.dewey.transcripts.*": 0,
     # Mechanisms: they know how, not when or for whom.
     "fiedler_proxy.chain": 1,
