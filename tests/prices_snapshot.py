@@ -33,6 +33,9 @@ KEYS = {
 }
 """genai-prices' names of prices, and ours. Prices by modality, by hour and by page are left out: usage does not tell them."""
 
+FREE = ":free"
+"""What OpenRouter calls models that cost nothing; genai-prices has no prices for them, which elsewhere means not known."""
+
 MODES = ("processing", "speed", "service_tier")
 """What a price may depend on beside the model, and is told by one word."""
 
@@ -90,6 +93,8 @@ def model(info: Any) -> dict[str, Any]:
         found = dated(variant.prices, variant.constraint)
         if key in MODES and found.keys() & KEYS.values():
             modes.setdefault(word, []).append(found)
+    if standard == [{}] and info.id.endswith(FREE):
+        standard = [{"input": 0, "output": 0}]
     told: dict[str, Any] = {"id": info.id, "match": clause(info.match), "prices": standard}
     if len(standard) == 1:
         told["prices"] = standard[0]
@@ -126,9 +131,7 @@ def snapshot(date: str) -> dict[str, Any]:
 def text(date: str) -> str:
     """One line for each model, so that a new snapshot shows what has changed."""
     table = snapshot(date)
-    lines = ["{"]
-    for key in ("version", "source", "license"):
-        lines.append(f"{json.dumps(key)}: {json.dumps(table[key])},")
+    lines = ["{", *(f"{json.dumps(key)}: {json.dumps(table[key])}," for key in table if key != "providers")]
     lines.append('"providers": [')
     for at, one in enumerate(table["providers"]):
         head = json.dumps({key: value for key, value in one.items() if key != "models"}, separators=(",", ":"))

@@ -247,7 +247,8 @@ class Reader:
             return
         values = value if isinstance(value, list) else [value]
         if key == "regex":
-            yield from (found.search for found in (self._pattern(where, one) for one in values) if found is not None)  # type: ignore[misc]
+            patterns = [found for one in values if (found := self._pattern(where, one)) is not None]
+            yield lambda name: any(pattern.search(name) for pattern in patterns)
             return
         texts = tuple(self._text(where, one).lower() for one in values)
         if key == "equals":
