@@ -68,7 +68,7 @@ def raised_codes() -> set[str]:
                 codes |= set(_codes_of_call(node))
             elif isinstance(node, ast.Assign):
                 codes |= set(_codes_of_assignment(node))
-            elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+            elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) and node.value.elts:
                 codes |= {text for text in _texts(node.value.elts[0]) if text.startswith(("upstream_", "connect_"))}
     return codes
 

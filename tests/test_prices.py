@@ -422,6 +422,15 @@ def test_any_table_is_read_or_refused(value: object) -> None:
         assert found.version
 
 
+def test_the_documentation_shows_an_override_that_works() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "prices.rst").read_text(encoding="utf-8")
+    block = page.partition(".. code-block:: json\n\n")[2].partition("\n\n``match``")[0]
+    prices = Prices.parse(SNAPSHOT, block)
+    assert prices.version == f"{SHIPPED.version} + our contract, 2026-11"
+    assert exact(prices, "llm.home.example", Usage("Qwen3-Coder", 10, output=10)) == 0
+    assert exact(prices, "", Usage("claude-opus-4-6", 10, cache_write_1h=10), seconds("2026-12-01T00:00")) == 40 + 80
+
+
 # What is shipped.
 
 
