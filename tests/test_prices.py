@@ -93,6 +93,14 @@ def test_batches_and_fast_mode_have_their_own_price() -> None:
     assert exact(SHIPPED, "", attrs.evolve(usage, mode="nobody knows")) == 12_000
 
 
+def test_of_two_prices_for_a_mode_the_first_that_holds_counts() -> None:
+    fast = [{"from": "2026-01-01", "input": 5}, {"input": 7, "output": 9}]
+    prices = Prices.parse(table({"id": "m", "prices": {"input": 1, "output": 2}, "modes": {"fast": fast}}))
+    usage = Usage("m", 1, output=100, mode="fast")
+    assert exact(prices, "v", usage, seconds("2025-12-31T00:00")) == 7 + 900
+    assert exact(prices, "v", usage, seconds("2026-01-01T00:00")) == 5 + 900
+
+
 def test_what_xai_billed_itself_is_what_is_computed() -> None:
     """Its replies tell the cost, in ticks of which ten thousand are a millionth of a dollar."""
     told = {
