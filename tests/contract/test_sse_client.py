@@ -2,7 +2,7 @@
 
 import pytest
 from aiohttp import ClientError, ClientSession
-from aiohttp_sse_client.client import EventSource  # type: ignore[import-untyped]
+from aiohttp_sse_client.client import EventSource
 
 from fiedler_proxy.exchange import Outcome
 from fiedler_proxy.testing import (
