@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import attrs
@@ -115,6 +115,15 @@ class Transform(Protocol):
         """What is still held back at the end of the body."""
 
 
+@attrs.frozen
+class Hold:
+    """Somebody who lets a request go on only when they agree. ``wait`` raises an ExchangeError to refuse; ``limit``: bytes of a
+    body that may be held back in memory."""
+
+    wait: Callable[[], Awaitable[None]]
+    limit: int
+
+
 @attrs.define(eq=False)
 class Exchange:
     """The facts of one exchange, for links, observers and the record.
@@ -159,6 +168,8 @@ class Exchange:
     first_byte: float | None = None
     ended: float | None = None
     request_body: bytes | None = None
+    held_body: bytes | None = None
+    holds: tuple[Hold, ...] = ()
     transforms: "tuple[Transform, ...]" = ()
     _shaped: RawHeaders | None = None
     _shape: Shape | None = None
@@ -229,6 +240,10 @@ class Exchange:
         if len(_PLAIN_NAMES) < _PLAIN_NAMES_CAP:
             _PLAIN_NAMES.add(name)
         self.added_headers[name] = value
+
+    def hold(self, wait: Callable[[], Awaitable[None]], limit: int) -> None:
+        """Take the whole request in (up to ``limit`` bytes, else 413) and tell it before any of it goes upstream, then ``wait``."""
+        self.holds = (*self.holds, Hold(wait, limit))
 
     def replace_request_body(self, body: bytes) -> None:
         """Send ``body`` upstream instead of the caller's; the exchange is marked as transformed."""

@@ -15,6 +15,7 @@ from fiedler_proxy import heads
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Direction, Exchange, Outcome
 from fiedler_proxy.framing import LAST_CHUNK, chunk
+from fiedler_proxy.hold import take_in
 from fiedler_proxy.lifecycle import EXCHANGE, Gateway, ResponseCut
 from fiedler_proxy.server import (
     RelayResponse,
@@ -48,6 +49,8 @@ class Relay:
         if exchange.head_sent:
             raise ResponseCut(Outcome.GATEWAY_FAULT, "second_response")  # a link asked again after an answer
         head = self._head(exchange, upstream)
+        if exchange.holds and exchange.held_body is None:
+            await take_in(request, exchange, head)
         pool = self._gateway.pool(upstream)
         exchange.attempts += 1
         try:
@@ -180,11 +183,13 @@ class Flow:
 
     def _send_request(self) -> None:
         request, exchange, connection, head = self._request, self._exchange, self._connection, self._head
-        exchange.tell_request_head()
+        held = exchange.held_body
+        if held is None:
+            exchange.tell_request_head()
         connection.begin(self, exchange.method, head.upgrade)
         body = b""
         if head.length or head.chunked:
-            whole = exchange.request_body
+            whole = held if held is not None else exchange.request_body
             if whole is None:
                 whole = read_body(request)
             if whole is None and not head.expect:
@@ -196,7 +201,7 @@ class Flow:
                 return
             if self._gateway.body_limit and len(whole) > self._gateway.body_limit:
                 raise body_too_large(self._gateway.body_limit)
-            if whole:
+            if whole and held is None:
                 exchange.tell_request_bytes(whole)
             body = (chunk(whole) if whole else b"") + LAST_CHUNK if head.chunked else whole
         connection.write(head.raw + body)

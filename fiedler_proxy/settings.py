@@ -153,7 +153,7 @@ class Document:
     upstream: UpstreamTable = setting(_UPSTREAM)
     data_dir: Path = setting(Path("~/.local/share/kgb"), path=True)
     instance: str = setting("a", check=_instance_wrong)
-    chain: tuple[str, ...] = setting(("request_id", "access_log", "auth"))
+    chain: tuple[str, ...] = setting(("request_id", "access_log", "dewey_tap", "auth"))
     allowed_hosts: tuple[str, ...] = setting((), check=_hosts_wrong)
     allowed_origins: tuple[str, ...] = setting((), check=_origins_wrong)
     via: str = setting("", check=_token_wrong)

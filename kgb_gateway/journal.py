@@ -13,11 +13,12 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import attrs
 
+from kgb_gateway.disk import Disk, Files, sync_directory
 from kgb_gateway.record import Frame, Kind, encode, pieces
 from kgb_gateway.segments import Name, SegmentReader, head_of, segments_in
 from kgb_gateway.tail import RESERVE, Gap, Tail
@@ -31,42 +32,18 @@ RETRY_SECONDS = 1.0
 STOP_SECONDS = 5.0
 """How long the end of the process waits for the disk. What is not on disk then is taken from the tail at the next start."""
 
-SEGMENT_SIZE = 64 * 1024 * 1024
+SEGMENT_SIZE = 512 * 1024 * 1024
 """Bytes after which a new segment is begun."""
 
 SEGMENT_SECONDS = 3600.0
 """Seconds after which a segment that holds anything is finished."""
 
+BEGUN = ".begun"
+"""What a file is called, behind its instance, until it is a segment."""
+
 _GAP = struct.Struct("<BQQ")
 
 _log = logging.getLogger("kgb.journal")
-
-
-class Files(Protocol):
-    """The calls on a disk that may fail or hang: the seam at which tests make them do so."""
-
-    def writev(self, fd: int, buffers: list[memoryview]) -> int:
-        """``os.writev``."""
-
-    def sync(self, fd: int) -> None:
-        """``os.fdatasync``."""
-
-    def free(self, path: Path) -> int:
-        """Bytes that this user may still write to the disk of ``path``."""
-
-
-class Disk:
-    """The real calls."""
-
-    def writev(self, fd: int, buffers: list[memoryview]) -> int:
-        return os.writev(fd, buffers)
-
-    def sync(self, fd: int) -> None:
-        os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
-
-    def free(self, path: Path) -> int:
-        status = os.statvfs(path)
-        return status.f_bavail * status.f_frsize
 
 
 @attrs.frozen
@@ -120,6 +97,9 @@ class Journal:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._next_look = 0.0
+        self._hurry = threading.Event()
+        self._awaited: list[tuple[int, Callable[[str], None]]] = []
+        self._awaited_lock = threading.Lock()
 
     # The loop's side.
 
@@ -178,6 +158,24 @@ class Journal:
                 self._tell(gap)
         return self.append(Kind.END, exchange, payload)
 
+    def when_synced(self, told: Callable[[str], None]) -> None:
+        """Call ``told`` once everything appended by now outlives a power cut, with ""; or with why it does not, as soon as the
+        disk refuses. From the drain's thread, or at once. Whoever waits shares one sync with all others."""
+        with self._awaited_lock:
+            if self.sequence > self.synced:
+                self._awaited.append((self.sequence, told))
+                self._hurry.set()
+                self._wake.set()
+                return
+        told("")
+
+    def _tell_awaiting(self, why: str = "") -> None:
+        with self._awaited_lock:
+            done = [told for sequence, told in self._awaited if why or sequence <= self.synced]
+            self._awaited = [each for each in self._awaited if not (why or each[0] <= self.synced)]
+        for told in done:
+            told(why)
+
     @property
     def lag(self) -> int:
         """Bytes that are in memory of the kernel and not yet synced to disk."""
@@ -204,6 +202,7 @@ class Journal:
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Drain what is left, for up to ``seconds``; what stays in the tail is taken at the next start."""
         self._stopping.set()
+        self._hurry.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds)
@@ -218,11 +217,15 @@ class Journal:
             self._wake.wait(self._options.segment_seconds if self._fd < 0 else 60.0)
             self._wake.clear()
             if self._drain():
-                self._stopping.wait(self._options.sync_seconds)
+                self._tell_awaiting()
+                self._hurry.wait(self._options.sync_seconds)
+                self._hurry.clear()
             else:
+                self._tell_awaiting(self.failing)
                 self._stopping.wait(RETRY_SECONDS)
                 self._wake.set()
         self._drain()
+        self._tell_awaiting("the gateway stops")
 
     def _drain(self) -> bool:
         """Everything appended by now to disk, and synced. False when the disk refused."""
@@ -287,18 +290,23 @@ class Journal:
         """The segment to write to, a new one beginning with frame ``first`` where there is none."""
         if self._fd >= 0:
             return self._fd
+        begun = self.spool / f"{self.instance}{BEGUN}"
+        fd = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd, self._segment_size, self._segment_began = fd, 0, time.monotonic()
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        name = self._unused(first)
+        self._write(fd, [memoryview(head_of(name, self._version, time.time(), self._tail.salt))])
+        # Only now, held and with its head, is it a segment: nobody can take it for one that was left.
+        os.rename(begun, self.spool / str(name))
+        sync_directory(self.spool)
+        return fd
+
+    def _unused(self, first: int) -> Name:
+        """A name that no segment of an attempt that failed has."""
         for part in range(10_000):
             name = Name(self.instance, first, part)
-            path = self.spool / str(name)
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            except FileExistsError:
-                continue  # of an attempt that failed
-            self._fd, self._segment_size, self._segment_began = fd, 0, time.monotonic()
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._write(fd, [memoryview(head_of(name, self._version, time.time(), self._tail.salt))])
-            _sync_directory(self.spool)
-            return fd
+            if not (self.spool / str(name)).exists():
+                return name
         raise OSError(errno.EEXIST, "no name is left for a segment")
 
     def _close_segment(self) -> None:
@@ -361,11 +369,3 @@ def _size_of(spool: Path) -> int:
         with contextlib.suppress(OSError):
             total += (spool / str(name)).stat().st_size
     return total
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

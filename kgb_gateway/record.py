@@ -38,6 +38,9 @@ PAYLOAD_CAP = 256 * 1024
 
 NO_EXCHANGE = bytes(16)
 
+STARTED = b'{"event":"started"}'
+"""Payload of the NOTE with which a gateway begins: whatever of its instance was open then has no end."""
+
 
 class Kind(enum.IntEnum):
     """What a frame says."""

@@ -101,12 +101,13 @@ class SegmentReader:
     longest frame.
     """
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    def __init__(self, path: Path, offset: int = 0, *, fd: int | None = None) -> None:
+        """``fd``: the open file, when it is not the one at ``path``; it is closed with the reader."""
         self.path = path
         self.offset = offset
         self.findings: list[Finding] = []
-        self._salt = 0
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self.salt = 0
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) if fd is None else fd
 
     def __enter__(self) -> "SegmentReader":
         return self
@@ -117,7 +118,7 @@ class SegmentReader:
     def close(self) -> None:
         """Let go of the file."""
         with contextlib.suppress(OSError):
-            os.close(self._fd)
+            os.close(self.fd)
 
     def frames(self, *, finished: bool = False) -> Iterator[Frame]:
         """Every whole frame from ``offset`` on. ``finished``: nobody writes any more, so that a torn end is a finding too."""
@@ -126,7 +127,7 @@ class SegmentReader:
             return
         self.offset = max(self.offset, behind)
         data, at = b"", self.offset
-        while chunk := os.pread(self._fd, READ_SIZE, at + len(data)):
+        while chunk := os.pread(self.fd, READ_SIZE, at + len(data)):
             data += chunk
             position = 0
             while (found := self._next(data, position)) is not None:
@@ -135,7 +136,7 @@ class SegmentReader:
                 if frame is not None:
                     yield frame
             data, at = data[position:], at + position
-            if len(chunk) < READ_SIZE and (there := find(data, 0, self._salt)) > 0:
+            if len(chunk) < READ_SIZE and (there := find(data, 0, self.salt)) > 0:
                 # A damaged length makes a frame look unfinished: a whole one behind it tells.
                 self._find(at, there, "a frame of another length")
                 data, at = b"", at + there
@@ -145,9 +146,9 @@ class SegmentReader:
     def _next(self, data: bytes, position: int) -> tuple[Frame | None, int] | None:
         """A frame and where it ends; no frame and where to look on; or None where more has to be read."""
         try:
-            return decode(data, position, self._salt)
+            return decode(data, position, self.salt)
         except Damage as error:
-            there = find(data, position, self._salt)
+            there = find(data, position, self.salt)
             # Without a whole frame behind it: what is sure to be none is skipped, but for what may begin one.
             until = there if there >= 0 else len(data) - READ_SIZE
             if until <= position:
@@ -165,7 +166,7 @@ class SegmentReader:
 
     def _head(self, *, finished: bool) -> int:
         """Read the first line; where frames begin, or 0 where it is not there."""
-        head = os.pread(self._fd, _HEAD_CAP, 0)
+        head = os.pread(self.fd, _HEAD_CAP, 0)
         end = head.find(b"\n")
         if end < 0:
             if finished and head and not self.offset:
@@ -173,7 +174,7 @@ class SegmentReader:
             return 0
         try:
             said = json.loads(head[len(b"KGB segment ") : end])
-            version, self._salt = int(said["format"]), int(said["salt"])
+            version, self.salt = int(said["format"]), int(said["salt"])
         except (ValueError, KeyError, TypeError):
             version = 0
         if version > FORMAT:

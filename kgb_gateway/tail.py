@@ -13,10 +13,12 @@ twice, written in turn, each copy with a checksum: one of them is whole whenever
 import contextlib
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,10 @@ class Gap:
     length: int
 
 
+SHARED_MEMORY = Path("/dev/shm")
+"""Where tails are kept, since it is memory and outlives a process; without it they are in the data directory."""
+
+
 @attrs.frozen
 class Left:
     """What a tail holds that is not on disk: frames in order, and gaps that no frame tells of yet."""
@@ -91,17 +97,13 @@ class Tail:
         self.gaps: dict[tuple[bytes, int], tuple[int, Gap]] = {}
 
     @classmethod
-    def open(cls, path: Path, size: int) -> "Tail":
+    def open(cls, path: Path, size: int, wait: float = 0.0) -> "Tail":
         """The tail at ``path``, locked; made with a ring of ``size`` bytes where there is none. TailError when it is held by
-        another process, belongs to somebody else, or there is no room for it."""
+        another process (for longer than ``wait`` seconds), belongs to somebody else, or there is no room for it."""
         if size < LEAST:
             raise TailError(f"a tail of {size} bytes is too small: {LEAST} at least")
+        fd = _held(path, wait)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise TailError(f"{path} cannot be opened: {error.strerror}") from None
-        try:
-            _lock(fd, path)
             _check_owner(fd, path)
             _allocate(fd, path, size)
             # Mapped in full at once: a page that is touched for the first time costs as much as several frames.
@@ -237,11 +239,42 @@ class Tail:
         os.close(self._fd)
 
 
-def _lock(fd: int, path: Path) -> None:
+def _held(path: Path, wait: float) -> int:
+    """The file at ``path``, made where there is none, and locked."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise TailError(f"{path} cannot be opened: {error.strerror}") from None
+        try:
+            _lock(fd, path, wait)
+        except BaseException:
+            os.close(fd)
+            raise
+        if _is_there(fd, path):
+            return fd
+        os.close(fd)  # whoever held it took it away in the end: there is a new one to be made
+
+
+def _lock(fd: int, path: Path, wait: float) -> None:
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() < until:
+                time.sleep(0.01)
+                continue
+            raise TailError(f"{path} is in use by another gateway: give each an instance name of its own") from None
+        return
+
+
+def _is_there(fd: int, path: Path) -> bool:
+    """Whether the locked file is still the one of this name."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise TailError(f"{path} is in use by another gateway: give each an instance name of its own") from None
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _check_owner(fd: int, path: Path) -> None:
@@ -266,3 +299,21 @@ def _allocate(fd: int, path: Path, size: int) -> None:
         why = "no room" if error.errno == errno.ENOSPC else error.strerror
         raise TailError(f"{path}: {why} for {total} bytes") from None
     os.pwrite(fd, _FIXED.pack(MAGIC, size, SLOTS, int.from_bytes(os.urandom(4))), 0)
+
+
+def tail_path(home: Path, instance: str) -> Path:
+    """Where the tail of ``instance`` on the data directory ``home`` is."""
+    name = hashlib.blake2b(os.fsencode(home), digest_size=8).hexdigest()
+    if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+        return SHARED_MEMORY / f"kgb-{os.geteuid()}-{name}-{instance}.tail"
+    return home / f"{instance}.tail"
+
+
+def tails_of(home: Path) -> dict[str, Path]:
+    """The tails that instances on the data directory ``home`` have, or have left, by instance."""
+    found = {}
+    for directory, start in ((SHARED_MEMORY, tail_path(home, "").name.removesuffix(".tail")), (home, "")):
+        if directory.is_dir():
+            for path in directory.glob(f"{start}*.tail"):
+                found[path.name.removeprefix(start).removesuffix(".tail")] = path
+    return {name: path for name, path in found.items() if tail_path(home, name) == path}

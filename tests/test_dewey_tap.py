@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ from aiohttp import web
 
 from fiedler_proxy.errors import ExchangeError, SettingsError
 from fiedler_proxy.exchange import Exchange
+from fiedler_proxy.framing import LAST_CHUNK, chunk
 from fiedler_proxy.lifecycle import EXCHANGE, Gateway, create_application
 from fiedler_proxy.relay import Relay
 from fiedler_proxy.server import Handler
 from fiedler_proxy.testing import RawClient, ScriptedUpstream, check_middleware, start_app
 from fiedler_proxy.testing.upstream import UpstreamConnection
 from fiedler_proxy.upstream import parse_upstream
+from kgb_gateway import tail as module
+from kgb_gateway.disk import Disk
 from kgb_gateway.journal import gap_of
-from kgb_gateway.middlewares import dewey_tap as module
-from kgb_gateway.middlewares.dewey_tap import DeweyTap, Record, key_of, tail_path
-from kgb_gateway.record import Frame, Kind
+from kgb_gateway.middlewares.dewey_tap import DeweyTap, Record, key_of
+from kgb_gateway.record import STARTED, Frame, Kind
 from kgb_gateway.segments import SegmentReader, segments_in
-from kgb_gateway.tail import LEAST
+from kgb_gateway.tail import LEAST, tail_path
 
 CANARY = "canary-5f3a"
 SECRETS = [("Authorization", f"Bearer {CANARY}"), ("x-api-key", CANARY), ("Cookie", f"s={CANARY}")]
@@ -78,7 +81,7 @@ def frames(home: Path) -> list[Frame]:
     found: list[Frame] = []
     for name in segments_in(home / "spool"):
         with SegmentReader(home / "spool" / str(name)) as reader:
-            found += reader.frames(finished=True)
+            found += [frame for frame in reader.frames(finished=True) if frame.payload != STARTED]
             assert reader.findings == []
     return found
 
@@ -193,8 +196,6 @@ async def test_a_body_that_does_not_fit_is_relayed_whole_and_is_an_exact_gap(tmp
 async def test_fail_closed_refuses_while_nothing_can_be_recorded(tmp_path: Path) -> None:
     link = tap(tmp_path, watermark=2**62, fail_closed=True)
     async with serving(link) as client:
-        await client.get("/")
-        assert (await client.read_response()).status == 200
         journal = link.journal
         while journal is not None and not journal.failing:
             await asyncio.sleep(0.001)
@@ -211,7 +212,7 @@ async def test_two_gateways_cannot_have_one_name(tmp_path: Path) -> None:
         async with serving(tap(tmp_path, instance="b")) as client:
             await client.get("/")
             await client.read_response()
-    assert [name.instance for name in segments_in(tmp_path / "spool")] == ["b"]
+    assert [name.instance for name in segments_in(tmp_path / "spool")] == ["b", "default"]
 
 
 async def test_it_keeps_the_contract_of_a_middleware(tmp_path: Path) -> None:
@@ -240,3 +241,118 @@ def test_modes_are_checked_when_they_are_read() -> None:
     exchange = Exchange("GET", "/", caller="a", route="r")
     assert DeweyTap(callers={"a": "off"}).record_of(exchange) is Record.OFF
     assert DeweyTap().record_of(exchange) is Record.FULL
+
+
+# strict: nothing goes upstream that is not on disk.
+
+
+class Upstream:
+    """Counts what came, and looks at the disk when it does."""
+
+    def __init__(self, spool: Path) -> None:
+        self.spool = spool
+        self.seen: list[bytes] = []
+        self.on_disk: list[bool] = []
+
+    async def __call__(self, conn: UpstreamConnection) -> None:
+        request = await conn.request()
+        body = await request.body()
+        self.seen.append(body)
+        # What the page cache of a segment holds was synced before: the test's disk says so.
+        found = b"".join(path.read_bytes() for path in self.spool.glob("*.seg"))
+        self.on_disk.append(body in found)
+        await conn.send_response(200, [], b"ok")
+
+
+@contextlib.asynccontextmanager
+async def strictly(link: DeweyTap) -> AsyncIterator[tuple[RawClient, Upstream]]:
+    there = Upstream(Path(link.data_dir) / "spool")
+    async with ScriptedUpstream(there) as upstream:
+        gateway = Gateway(parse_upstream(upstream.url, "anthropic"))
+        app = create_application(gateway, [link, Named()], Relay(gateway))
+        async with start_app(app) as address, RawClient(address.host, address.port) as client:
+            yield client, there
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [0, 5, 200_000])
+async def test_a_strict_gateway_forwards_what_is_on_disk(tmp_path: Path, size: int, chunked: bool) -> None:
+    body = os.urandom(size)
+    async with strictly(tap(tmp_path, strict=True, sync_seconds=60.0)) as (client, upstream):
+        for _ in range(2):
+            if chunked:
+                await client.request("POST", "/", [("Transfer-Encoding", "chunked")])
+                for start in range(0, size, 1000):
+                    await client.send(chunk(body[start : start + 1000]))
+                await client.send(LAST_CHUNK)
+            else:
+                await client.post("/", [], body)
+            response = await client.read_response()
+            assert (response.status, response.body) == (200, b"ok")
+    assert upstream.seen == [body, body]
+    assert upstream.on_disk == [True, True]
+    found = [frame for frame in frames(tmp_path) if frame.kind == Kind.REQUEST_BYTES]
+    assert b"".join(frame.payload for frame in found) == body * 2, "told once"
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_strict_gateway_refuses_what_the_disk_does_not_take(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on = threading.Event()
+
+    def sync(self: Disk, fd: int) -> None:
+        if how == "fails":
+            raise OSError(5, "Input/output error")
+        going_on.wait()
+
+    monkeypatch.setattr(Disk, "sync", sync)
+    async with strictly(tap(tmp_path, strict=True, strict_seconds=0.05)) as (client, upstream):
+        await client.post("/", [], b"body")
+        response = await client.read_response()
+        assert (response.status, response.header("x-kgb-error")) == (503, b"not_durable")
+        assert upstream.seen == []
+        going_on.set()
+
+
+async def test_a_strict_gateway_holds_no_more_than_it_says(tmp_path: Path) -> None:
+    async with strictly(tap(tmp_path, strict=True, strict_body=1000)) as (client, upstream):
+        await client.post("/", [], bytes(1001))
+        assert (await client.read_response()).status == 413
+        assert upstream.seen == []
+
+
+async def test_many_strict_requests_share_their_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = 0
+    real = Disk.sync
+
+    def sync(self: Disk, fd: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        real(self, fd)
+
+    monkeypatch.setattr(Disk, "sync", sync)
+    there = Upstream(tmp_path / "spool")
+    async with ScriptedUpstream(there) as upstream:
+        gateway = Gateway(parse_upstream(upstream.url, "anthropic"))
+        app = create_application(gateway, [tap(tmp_path, strict=True, sync_seconds=60.0), Named()], Relay(gateway))
+        async with start_app(app) as address:
+
+            async def one(number: int) -> int:
+                async with RawClient(address.host, address.port) as client:
+                    await client.post("/", [], b"body %d" % number)
+                    return (await client.read_response()).status
+
+            assert await asyncio.gather(*map(one, range(100))) == [200] * 100
+    assert there.on_disk == [True] * 100
+    assert syncs < 100
+
+
+async def test_what_is_not_recorded_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    going_on = threading.Event()
+    monkeypatch.setattr(Disk, "sync", lambda *_: going_on.wait())
+    async with strictly(tap(tmp_path, strict=True, strict_seconds=0.05, record=Record.OFF)) as (client, upstream):
+        await client.post("/", [], b"body")
+        assert (await client.read_response()).status == 200
+        assert upstream.seen == [b"body"]
+        going_on.set()

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kgb_gateway import journal as journal_module
-from kgb_gateway.journal import Disk, Files, Journal, JournalOptions, gap_of
+from kgb_gateway.disk import Disk, Files
+from kgb_gateway.journal import Journal, JournalOptions, gap_of
 from kgb_gateway.record import (
     HEADER,
     NO_EXCHANGE,

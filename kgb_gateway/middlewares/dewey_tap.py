@@ -5,11 +5,10 @@ a copy into memory of the kernel's, made before the byte leaves (law 3), and wha
 """
 
 import asyncio
+import contextlib
 import enum
 import hashlib
 import json
-import os
-import stat
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
@@ -25,15 +24,15 @@ from fiedler_proxy.exchange import Direction, Exchange, Observer
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
 from kgb_gateway.journal import Journal, JournalOptions
-from kgb_gateway.record import Kind
+from kgb_gateway.record import NO_EXCHANGE, STARTED, Kind
 from kgb_gateway.redact import Redactor
-from kgb_gateway.tail import LEAST, Tail, TailError
-
-SHARED_MEMORY = Path("/dev/shm")
-"""Where tails are kept, since it is memory and outlives a process; without it they are in the data directory."""
+from kgb_gateway.secret import private_directory, secret_of
+from kgb_gateway.tail import LEAST, Tail, TailError, tail_path
 
 SPOOL = "spool"
-SECRET = "fingerprint.key"
+
+ADOPTION_SECONDS = 3.0
+"""How long a start waits for its tail: a command may be taking to disk what a dead gateway left in it."""
 
 _TRUTH = ("false", "true")
 
@@ -49,10 +48,19 @@ class Record(enum.StrEnum):
     FULL = "full"
 
 
+class Librarian(enum.StrEnum):
+    """Who takes the spool into the store."""
+
+    OWN = "own"
+    """A companion of ``kgb serve``, started and ended with it."""
+    EXTERNAL = "external"
+    """``kgb dewey serve`` as a service of its own, or nobody: commands read the spool when they need it."""
+
+
 class _Tap(Observer):
     """The observer of one exchange."""
 
-    __slots__ = ("_down", "_full", "_journal", "_key", "_link", "_off", "_told", "_up")
+    __slots__ = ("_down", "_full", "_journal", "_key", "_link", "_missed", "_off", "_told", "_up")
 
     def __init__(self, link: "DeweyTap", journal: Journal, exchange: Exchange) -> None:
         self._link = link
@@ -61,6 +69,7 @@ class _Tap(Observer):
         self._told = False
         self._off = False
         self._full = False
+        self._missed = False
         self._up = 0
         self._down = 0
 
@@ -69,7 +78,7 @@ class _Tap(Observer):
 
     def request_bytes(self, exchange: Exchange, data: bytes) -> None:
         if self._full:
-            self._journal.body(Kind.REQUEST_BYTES, self._key, self._up, data)
+            self._missed |= not self._journal.body(Kind.REQUEST_BYTES, self._key, self._up, data)
             self._up += len(data)
 
     def response_head(self, exchange: Exchange) -> None:
@@ -110,11 +119,38 @@ class _Tap(Observer):
         self._off = record is Record.OFF or exchange.local
         self._full = record is Record.FULL and bodies and not self._off
         if not self._off:
-            self._journal.append(Kind.REQUEST_HEAD, self._key, self._link.request_of(exchange, record))
+            head = self._link.request_of(exchange, record)
+            self._missed |= not self._journal.append(Kind.REQUEST_HEAD, self._key, head)
+
+    async def durable(self) -> None:
+        """Wait until all that is on record of the exchange by now outlives a power cut. ExchangeError (503) when it does not."""
+        if self._off:
+            return
+        if self._missed:
+            raise _not_durable("the journal is full")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[str] = loop.create_future()
+
+        def told(why: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(_set, done, why)
+
+        self._journal.when_synced(told)
+        try:
+            why = await asyncio.wait_for(done, self._link.strict_seconds)
+        except TimeoutError:
+            why = f"the disk did not sync within {self._link.strict_seconds:g} s"
+        if why:
+            raise _not_durable(why)
 
 
 def _open_nothing() -> list[Journal]:
     return []
+
+
+def _sink_wrong(sink: str) -> str:
+    known = not sink or sink.startswith(("dewey+ws://", "dewey+wss://"))
+    return "" if known else f"must be dewey+ws://HOST:PORT, not {sink!r}"
 
 
 def _modes_wrong(modes: Mapping[str, str]) -> str:
@@ -132,7 +168,10 @@ class DeweyTap:
     ``secret_headers``, ``secret_parameters``: what holds a credential besides the usual. ``tail_size``: bytes that may wait for
     the disk. ``segment_size`` (bytes), ``segment_seconds``: when a segment is finished. ``sync_seconds``: longest time until
     what passed outlives a power cut. ``watermark``: bytes that stay free on the disk. ``cap``: most bytes of the spool, 0 for
-    none. ``fail_closed``: refuse requests while nothing can be recorded.
+    none. ``fail_closed``: refuse requests while nothing can be recorded. ``strict``: a request goes upstream only when all of it is
+    on disk and synced, within ``strict_seconds``; its body may have ``strict_body`` bytes. ``librarian``: own or external. ``sink``: an
+    existing Dewey that gets every conversation too. ``raw_days`` and
+    ``raw_size`` (bytes): how long packed segments are kept; what was read out of them stays in the store. 0: no bound.
     """
 
     data_dir: str = setting("", path=True)
@@ -149,6 +188,13 @@ class DeweyTap:
     watermark: int = JournalOptions().watermark
     cap: int = JournalOptions().cap
     fail_closed: bool = False
+    strict: bool = False
+    strict_seconds: float = 5.0
+    strict_body: int = 32 * 1024 * 1024
+    librarian: Librarian = Librarian.OWN
+    sink: str = setting("", check=_sink_wrong)
+    raw_days: float = 90.0
+    raw_size: int = 20 * 1024**3
     _journals: list[Journal] = attrs.field(init=False, repr=False, factory=_open_nothing, eq=False)
     _redactors: list[Redactor] = attrs.field(init=False, repr=False, factory=list, eq=False)
 
@@ -165,7 +211,10 @@ class DeweyTap:
     def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
         """``lifecycle.Entering``."""
         if self._journals:
-            exchange.observe(_Tap(self, self._journals[0], exchange))
+            tap = _Tap(self, self._journals[0], exchange)
+            exchange.observe(tap)
+            if self.strict:
+                exchange.hold(tap.durable, self.strict_body)
             if self.fail_closed and self._journals[0].failing:
                 raise _not_recording()
         return None
@@ -194,10 +243,11 @@ class DeweyTap:
             self.tail_size, self.segment_size, self.segment_seconds, self.sync_seconds, self.watermark, self.cap
         )
         try:
-            spool, secret = _private(home / SPOOL), _secret(home / SECRET)
-            tail = Tail.open(tail_path(home, self.instance), self.tail_size)
+            spool, secret = private_directory(home / SPOOL), secret_of(home)
+            tail = Tail.open(tail_path(home, self.instance), self.tail_size, wait=ADOPTION_SECONDS)
             journal = Journal(spool, self.instance, tail, options, version("kgb-gateway"))
             journal.start()
+            journal.append(Kind.NOTE, NO_EXCHANGE, STARTED)
         except (OSError, TailError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise SettingsError([f"links.dewey_tap: nothing can be recorded in {home}: {why}"]) from None
@@ -264,40 +314,25 @@ def key_of(exchange_id: str) -> bytes:
     return hashlib.blake2b(exchange_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def tail_path(home: Path, instance: str) -> Path:
-    """Where the tail of ``instance`` on the data directory ``home`` is."""
-    name = hashlib.blake2b(os.fsencode(home), digest_size=8).hexdigest()
-    if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
-        return SHARED_MEMORY / f"kgb-{os.geteuid()}-{name}-{instance}.tail"
-    return home / f"{instance}.tail"
-
-
 def _pairs(said: Mapping[str, str]) -> str:
     """A JSON object of texts; "{}" most of the time."""
     return json.dumps(said) if said else "{}"
 
 
-def _private(path: Path) -> Path:
-    """A directory for its owner alone."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        path.chmod(0o700)
-    return path
+def _set(future: "asyncio.Future[str]", why: str) -> None:
+    if not future.done():
+        future.set_result(why)
 
 
-def _secret(path: Path) -> bytes:
-    """The key of the fingerprints, made at the first start."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        secret = path.read_bytes()
-        if len(secret) != 32:
-            raise OSError(0, f"{path} is damaged; take it away, and fingerprints begin anew") from None
-        return secret
-    with open(fd, "wb") as file:
-        secret = os.urandom(32)
-        file.write(secret)
-    return secret
+def _not_durable(why: str) -> ExchangeError:
+    return ExchangeError(
+        "not_durable",
+        f"The request could not be put on disk, and the gateway is told to forward only what is there: {why}.",
+        status=503,
+        fault=Fault.GATEWAY,
+        hint="nothing was sent upstream; links.dewey_tap.strict is what tells it so",
+        headers=(("Retry-After", "5"),),
+    )
 
 
 def _not_recording() -> ExchangeError:
