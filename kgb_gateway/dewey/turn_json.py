@@ -6,7 +6,6 @@ knows are passed over, so that a later version may add some.
 
 import base64
 import binascii
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 import attrs
@@ -56,9 +55,19 @@ def load_head(value: Json) -> Conversation | None:
     head = value.get("of") if isinstance(value, Mapping) else None
     if not isinstance(head, Mapping) or not isinstance(head.get("id"), str):
         return None
-    told = {name: head[name] for name in ("session", "agent", "kind", "title", "project") if name in head}
-    texts = {name: text for name, text in told.items() if isinstance(text, str)}
-    return attrs.evolve(Conversation(head["id"]), **texts)
+    told = {name: text for name, text in head.items() if isinstance(text, str)}
+    return Conversation(
+        told["id"],
+        told.get("session", ""),
+        told.get("agent", ""),
+        told.get("kind", "main"),
+        told.get("title", ""),
+        told.get("project", ""),
+    )
+
+
+_LARGEST = 1e300
+"""Any time or duration is below it, and an infinite one is not; every integer below it has a float."""
 
 
 class _Wrong(ValueError):
@@ -121,9 +130,9 @@ def _whole(value: Json) -> int:
 
 
 def _number(value: Json) -> float:
-    if type(value) not in (int, float) or not math.isfinite(number := float(value)):  # type: ignore[arg-type]
-        raise _Wrong("not a number")
-    return number
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST:
+        return float(value)
+    raise _Wrong("not a number")
 
 
 def _object(value: Json) -> Mapping[str, Json]:

@@ -1,0 +1,1 @@
+"""The conversation store: one interface, and one module for each database that can be behind it."""
