@@ -55,6 +55,10 @@ class Style:
         return "──" if self.unicode else "--"
 
     @property
+    def dot(self) -> str:
+        return " · " if self.unicode else " - "
+
+    @property
     def dots(self) -> str:
         return "…" if self.unicode else "..."
 
@@ -133,7 +137,7 @@ class _Page:
             f"session {of.session}" if of.session else "",
             of.id if of.title else "",
         ]
-        yield self.style.paint("dim", texts.one_line("  ".join(part for part in about if part), self.style.width))
+        yield self.style.paint("dim", texts.one_line(self.style.dot.join(filter(None, about)), self.style.width))
 
     def turn(self, number: int, turn: Turn, before: Instructions | None) -> Iterator[str]:
         width = self.style.width

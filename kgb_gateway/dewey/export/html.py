@@ -115,7 +115,7 @@ class _Page:
     def title(self, of: Conversation) -> Iterator[str]:
         yield f"<article>\n<h1>{_line(of.title) or f'Conversation {_line(of.id)}'}</h1>"
         facts = [of.kind, of.agent, of.project, f"session {of.session}" if of.session else "", of.id]
-        yield f'<p class="facts">{_line("  ".join(fact for fact in facts if fact), 400)}</p>'
+        yield f'<p class="facts">{_line(" · ".join(fact for fact in facts if fact), 400)}</p>'
 
     def turn(self, number: int, turn: Turn, before: Instructions | None) -> Iterator[str]:
         yield f"<section>\n<h2>{_line(head(number, turn, Style()))}</h2>"

@@ -60,9 +60,10 @@ def fence(text: str, info: str = "") -> str:
 
 def prose(text: str) -> str:
     """``text`` as Markdown inside a quotation, or fenced where it would do more than be read."""
-    if _ACTIVE.search(text):
+    lines = _lines(text)
+    if any(_ACTIVE.search(line) for line in lines):
         return fence(text, "text")
-    return "\n".join(f"> {line}".rstrip() for line in _lines(text))
+    return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
 def _lines(text: str) -> list[str]:

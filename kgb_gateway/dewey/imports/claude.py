@@ -66,6 +66,7 @@ class _Reply:
     added: list[_Said]
     after: str
     relation: str
+    shared: int
     blocks: list[Block] = attrs.field(factory=list)
     at: float = 0.0
     ended: float = 0.0
@@ -92,6 +93,7 @@ class ClaudeReader:
     session: str = ""
     title: str = attrs.field(default="", init=False)
     _nodes: dict[str, _Node] = attrs.field(factory=dict, init=False)
+    _lengths: dict[str, int] = attrs.field(factory=dict, init=False)
     _threads: dict[str, _Thread] = attrs.field(factory=dict, init=False)
 
     def read(self, lines: Iterable[str | bytes]) -> Iterator[Turn]:
@@ -171,12 +173,15 @@ class ClaudeReader:
             if block.kind is Kind.TOOL_CALL
         }
         added = [said for said in thread.said if said.uuid in way or _answers(said.message, asked)]
+        taken = {said.uuid for said in added}
         for said in thread.said:
-            if said not in added:
+            if said.uuid not in taken:
                 self.on_fault(Fault(said.line, "a prompt without an answer"))
         thread.said = []
         relation = _relation(added, after, thread.last, sidechain=line.get("isSidechain") is True)
-        reply = _Reply(exchange, key, line, line, added, after, relation)
+        shared = 0 if relation == Relation.COMPACTION else self._lengths.get(after, 0)
+        reply = _Reply(exchange, key, line, line, added, after, relation, shared)
+        self._lengths[exchange] = shared + bool(shared) + len(added)
         reply.at = added[-1].at if added else _seconds(line.get("timestamp"))
         return reply
 
@@ -219,7 +224,8 @@ class ClaudeReader:
             project=_text(first.get("cwd")),
             relation=reply.relation,
             after=reply.after,
-            replied=bool(reply.after) and reply.relation in (Relation.APPENDED, Relation.FORK),
+            shared=reply.shared,
+            replied=bool(reply.after) and reply.relation != Relation.COMPACTION,
             added=tuple(said.message for said in reply.added),
             replies=() if failed else (Message("assistant", tuple(reply.blocks)),),
             reply_id=_text(message.get("id")),

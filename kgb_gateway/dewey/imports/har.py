@@ -8,7 +8,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from kgb_gateway.dewey.transcripts.model import Dialect, Json
 from kgb_gateway.redact import Redactor
 
 from .lines import Fault, OnFault, parse, stable_id
+from .pieces import EndsEarly, entries
 
 _PATHS = (
     (re.compile(r"/v\d+/messages/?$|/model/[^/]+/invoke(?:-with-response-stream)?$|:(?:stream)?rawPredict$", re.IGNORECASE),
@@ -41,33 +42,26 @@ def dialect_of(target: str) -> Dialect | None:
     return next((dialect for pattern, dialect in _PATHS if pattern.search(path)), None)
 
 
-def read_har(data: str | bytes, on_fault: OnFault) -> Iterator[Turn]:
-    """The exchanges of an archive, those with model APIs and all of our own. The whole archive is held in memory meanwhile.
+def read_har(pieces: Iterable[str | bytes], on_fault: OnFault) -> Iterator[Turn]:
+    """The exchanges of an archive, those with model APIs and all of our own. ``pieces``: its text, cut anywhere; one entry is held at a time.
 
     Turns carry their bodies in ``request_body`` and ``response_body``. ``facts["encoded"]`` is True where the response is still under
-    its Content-Encoding (ours are; browsers write decoded text, and keep the header).
+    its Content-Encoding (ours are; browsers write decoded text, and keep the header). Faults count entries, from 1.
     """
+    number = 0
     try:
-        entries = _entries(parse(data))
-    except ValueError as fault:
-        on_fault(Fault(0, str(fault)))
-        return
-    for number, entry in enumerate(entries, 1):
-        try:
-            turn = _turn(entry)
-        except ValueError as fault:
-            on_fault(Fault(number, str(fault)))
-            continue
-        if turn is not None:
-            yield turn
-
-
-def _entries(archive: Json) -> list[Json]:
-    log = archive.get("log") if isinstance(archive, Mapping) else None
-    entries = log.get("entries") if isinstance(log, Mapping) else None
-    if not isinstance(entries, list):
-        raise ValueError("no log.entries: not a HAR file")
-    return entries
+        for number, text in enumerate(entries(pieces), 1):
+            try:
+                turn = _turn(parse(text))
+            except ValueError as fault:
+                on_fault(Fault(number, str(fault)))
+                continue
+            if turn is not None:
+                yield turn
+    except UnicodeDecodeError:
+        on_fault(Fault(number + 1, "not UTF-8: nothing is read from here on"))
+    except EndsEarly as fault:
+        on_fault(Fault(number + 1, str(fault)))
 
 
 def _turn(entry: Json) -> Turn | None:
