@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.options import INTERRUPTED, tell_faults
 from kgb_gateway.commands import chain, check, compare, demo, keys, serve, version
+from kgb_gateway.commands.dewey import command as dewey
 
-COMMANDS = (serve, check, chain, keys, demo, compare, version)
+COMMANDS = (serve, dewey, check, chain, keys, demo, compare, version)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

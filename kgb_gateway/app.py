@@ -8,7 +8,7 @@ from fiedler_proxy.app import build_app, checked
 from fiedler_proxy.config import Faults
 from fiedler_proxy.settings import Settings, read
 from kgb_gateway.compose import check_chain, compose_chain
-from kgb_gateway.settings import KGB
+from kgb_gateway.settings import KGB, TAP
 
 
 def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -27,7 +27,11 @@ def create_app(settings: Settings | None = None, **flags: object) -> web.Applica
     """The gateway of ``settings``, or of ``flags`` (``create_app(upstream="http://127.0.0.1:9")``).
 
     It behaves the same under AppRunner, ``web.run_app`` and pytest-aiohttp's ``aiohttp_client``. SettingsError holds
-    every fault.
+    every fault. With flags alone nothing is recorded unless ``data_dir`` (or a ``chain``) says so: a test must not write
+    where the user's own gateway does.
     """
-    settings = load(flags) if settings is None else settings
+    if settings is None:
+        if not {"data_dir", "chain", "config"} & flags.keys():
+            flags["chain"] = tuple(name for name in KGB.chain if name != TAP)
+        settings = load(flags)
     return build_app(settings, compose_chain(settings))

@@ -195,7 +195,7 @@ def test_chain_as_json(capsys: Said) -> None:
 
 
 def test_fiedler_goes_behind_the_chain() -> None:
-    assert serve.load_with({}, {}, fiedler=True).document.chain == ("request_id", "access_log", "auth", "fiedler")
+    assert serve.load_with({}, {}, fiedler=True).document.chain == (*KGB.chain, "fiedler")
     given: dict[str, object] = {"chain": ("auth", "fiedler")}
     assert serve.load_with(given, {}, fiedler=True).document.chain == ("auth", "fiedler")
     assert serve.load_with(given, {}, fiedler=False).document.chain == ("auth", "fiedler")

@@ -42,7 +42,7 @@ def faults_of(flags: dict[str, object], environ: dict[str, str] | None = None) -
 
 
 def test_the_default_chain() -> None:
-    assert names_of(load()) == ["request_id", "access_log", "guard", "health", "auth"]
+    assert names_of(load()) == ["request_id", "access_log", "dewey_tap", "guard", "health", "auth"]
 
 
 def test_fiedler_stands_for_its_links() -> None:

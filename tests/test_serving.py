@@ -66,7 +66,7 @@ class TestAnnouncement:
             "kgb: ",
             "http://127.0.0.1:7",
             "http://up:1",
-            "request_id > access_log > auth",
+            "request_id > access_log > dewey_tap > auth",
             "standard output",
         ):
             assert words in said

@@ -61,7 +61,7 @@ def faults_of(
 def test_nothing_is_needed() -> None:
     found = good()
     assert (found.host, found.port, found.upstream.url) == ("127.0.0.1", 8089, "https://api.anthropic.com")
-    assert found.document.chain == ("request_id", "access_log", "auth")
+    assert found.document.chain == ("request_id", "access_log", "dewey_tap", "auth")
     assert found.document.instance == "a"
     assert found.data_dir == Path("~/.local/share/kgb").expanduser()
     assert found.warnings == ()

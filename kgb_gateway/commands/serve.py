@@ -2,14 +2,20 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
 
 from fiedler_proxy.logs import logging_to_stderr
 from fiedler_proxy.options import add_log_level, add_options, flags_of
 from fiedler_proxy.serving import run as run_server
 from fiedler_proxy.settings import Settings
 from kgb_gateway.app import create_app, load
+from kgb_gateway.companion import Companion, command_of
 from kgb_gateway.demo import demo_upstream
+from kgb_gateway.settings import records, sink_in, tap_table
 
 FIEDLER = "fiedler"
 
@@ -47,7 +53,27 @@ def run(args: argparse.Namespace) -> int:
         flags["upstream"] = _DEMO_PLACE
     with logging_to_stderr(args.log_level):
         settings = load_with(flags, os.environ, fiedler=args.fiedler)
-        return run_server(settings, create_app, upstream_context=demo_upstream if args.demo else None)
+        return run_server(settings, create_with_librarian, upstream_context=demo_upstream if args.demo else None)
+
+
+def create_with_librarian(settings: Settings) -> web.Application:
+    """The gateway with the librarian as its companion, where it records and nobody else is the librarian."""
+    app = create_app(settings)
+    table = tap_table(settings)
+    if records(settings) and table.get("librarian", "own") == "own":
+        home = table.get("data_dir")
+        path = settings.base_dir / Path(home).expanduser() if isinstance(home, str) and home else settings.data_dir
+        more = [f"--{name.replace('_', '-')}={table[name]}" for name in ("raw_days", "raw_size") if name in table]
+        sink = sink_in(settings)
+        command = command_of(str(path.absolute()), *more, *([f"--sink={sink}"] if sink else []))
+        app.cleanup_ctx.append(partial(_companion, Companion(command)))
+    return app
+
+
+async def _companion(companion: Companion, _: web.Application) -> AsyncIterator[None]:
+    companion.start()
+    yield
+    await companion.stop()
 
 
 def load_with(flags: Mapping[str, object], environ: Mapping[str, str], *, fiedler: bool) -> Settings:
