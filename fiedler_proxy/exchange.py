@@ -12,6 +12,7 @@ import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Protocol
 
 import attrs
@@ -75,6 +76,12 @@ class Observer:
     def response_head(self, exchange: "Exchange") -> None:
         """``exchange.status`` and ``exchange.response_headers`` are set; before the head goes to the caller."""
 
+    def response_start(self, exchange: "Exchange", data: bytes) -> None:
+        """The head, and the first bytes of the body, which came with it. For an observer that takes both in one go; the others
+        hear ``response_head`` and ``response_bytes``."""
+        self.response_head(exchange)
+        self.response_bytes(exchange, data)
+
     def response_bytes(self, exchange: "Exchange", data: bytes) -> None:
         """Body bytes of the response, in order, without transfer framing; before they go to the caller."""
 
@@ -85,8 +92,18 @@ class Observer:
         """Exactly once, last: ``exchange.outcome`` is set."""
 
 
-_EVENTS = ("request_head", "request_bytes", "response_head", "response_bytes", "tunnel_bytes", "closed")
+_EVENTS = (
+    "request_head",
+    "request_bytes",
+    "response_head",
+    "response_bytes",
+    "tunnel_bytes",
+    "closed",
+    "response_start",
+)
 _EVENT_NAMES = frozenset(_EVENTS)
+_START = _EVENTS.index("response_start")
+_STARTING = {_EVENTS.index("response_head"), _EVENTS.index("response_bytes")}
 _NOBODY: tuple[tuple[Observer, ...], ...] = ((),) * len(_EVENTS)
 
 
@@ -98,8 +115,10 @@ def _events_of(observer: Observer) -> tuple[int, ...]:
     kind = type(observer)
     events = _HEARD.get(kind)
     if events is None:
-        events = tuple(i for i, name in enumerate(_EVENTS) if getattr(kind, name, None) is not getattr(Observer, name))
-        _HEARD[kind] = events
+        heard = {i for i, name in enumerate(_EVENTS) if getattr(kind, name, None) is not getattr(Observer, name)}
+        if heard & _STARTING:
+            heard.add(_START)
+        events = _HEARD[kind] = tuple(sorted(heard))
     if kind.__dictoffset__ and not _EVENT_NAMES.isdisjoint(observer.__dict__):
         return tuple(range(len(_EVENTS)))  # methods of its own: hear everything
     return events
@@ -179,8 +198,12 @@ class Exchange:
 
     def observe(self, observer: Observer) -> None:
         """Attach ``observer``; it hears what happens from now on, in the order of attachment."""
+        events = _events_of(observer)
+        if self._hear is _NOBODY and len(events) == len(_EVENTS):
+            self._hear = ((observer,),) * len(_EVENTS)
+            return
         hear = [*self._hear]
-        for event in _events_of(observer):
+        for event in events:
             hear[event] += (observer,)
         self._hear = tuple(hear)
 
@@ -267,26 +290,55 @@ class Exchange:
 
     # What happened: told by the edge and the relay alone.
 
+    # What every exchange has is told in place, without ``_call``: two calls less an event, as much as the copy into the journal.
+
     def tell_request_head(self) -> None:
         for observer in self._hear[0]:
-            self._call(observer, observer.request_head)
+            begun = perf_counter()
+            try:
+                observer.request_head(self)
+            except Exception as error:
+                self._failed(observer, "request_head", error)
+            else:
+                if perf_counter() - begun > OBSERVER_SLOW_SECONDS:
+                    self._strike(observer, "request_head")
 
     def tell_request_bytes(self, data: bytes) -> None:
         self.request_size += len(data)
         for observer in self._hear[1]:
-            self._call(observer, observer.request_bytes, data)
+            self._call(observer, "request_bytes", observer.request_bytes, data)
 
-    def tell_response_head(self, status: int, reason: str, headers: RawHeaders) -> None:
-        self.status, self.reason, self.response_headers = status, reason, headers
+    def tell_response_head(self) -> None:
         for observer in self._hear[2]:
-            self._call(observer, observer.response_head)
+            self._call(observer, "response_head", observer.response_head)
+
+    def tell_response_start(self, data: bytes) -> None:
+        """``tell_response_head`` and the first ``tell_response_bytes`` in one."""
+        self.first_byte = time.monotonic()
+        self.response_size += len(data)
+        for observer in self._hear[_START]:
+            begun = perf_counter()
+            try:
+                observer.response_start(self, data)
+            except Exception as error:
+                self._failed(observer, "response_start", error)
+            else:
+                if perf_counter() - begun > OBSERVER_SLOW_SECONDS:
+                    self._strike(observer, "response_start")
 
     def tell_response_bytes(self, data: bytes) -> None:
         if self.first_byte is None:
             self.first_byte = time.monotonic()
         self.response_size += len(data)
         for observer in self._hear[3]:
-            self._call(observer, observer.response_bytes, data)
+            begun = perf_counter()
+            try:
+                observer.response_bytes(self, data)
+            except Exception as error:
+                self._failed(observer, "response_bytes", error)
+            else:
+                if perf_counter() - begun > OBSERVER_SLOW_SECONDS:
+                    self._strike(observer, "response_bytes")
 
     def tell_tunnel_bytes(self, direction: Direction, data: bytes) -> None:
         if direction is Direction.TO_CALLER:
@@ -294,7 +346,7 @@ class Exchange:
         else:
             self.request_size += len(data)
         for observer in self._hear[4]:
-            self._call(observer, observer.tunnel_bytes, direction, data)
+            self._call(observer, "tunnel_bytes", observer.tunnel_bytes, direction, data)
 
     def close(self, outcome: Outcome) -> None:
         """End the exchange; the first call decides, later ones change nothing (law 4)."""
@@ -304,7 +356,14 @@ class Exchange:
         self.ended = time.monotonic()
         self._abort = None
         for observer in self._hear[5]:
-            self._call(observer, observer.closed)
+            begun = perf_counter()
+            try:
+                observer.closed(self)
+            except Exception as error:
+                self._failed(observer, "closed", error)
+            else:
+                if perf_counter() - begun > OBSERVER_SLOW_SECONDS:
+                    self._strike(observer, "closed")
         self._hear = _NOBODY
 
     @property
@@ -323,17 +382,20 @@ class Exchange:
         self._abort(outcome)
         return True
 
-    def _call(self, observer: Observer, method: Callable[..., None], *args: object) -> None:
-        begun = time.perf_counter()
+    def _call(self, observer: Observer, event: str, method: Callable[..., None], *args: object) -> None:
+        begun = perf_counter()
         try:
             method(self, *args)
         except Exception as error:
-            # Without the exception's message: it may quote what passed.
-            where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-            self._detach(observer, f"{type(error).__name__} in {_name_of(method)}", where)
-            return
-        if time.perf_counter() - begun > OBSERVER_SLOW_SECONDS:
-            self._strike(observer, _name_of(method))
+            self._failed(observer, event, error)
+        else:
+            if perf_counter() - begun > OBSERVER_SLOW_SECONDS:
+                self._strike(observer, event)
+
+    def _failed(self, observer: Observer, event: str, error: Exception) -> None:
+        # Without the exception's message: it may quote what passed.
+        where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+        self._detach(observer, f"{type(error).__name__} in {event}", where)
 
     def _strike(self, observer: Observer, where: str) -> None:
         strikes = self._strikes = self._strikes or {}
@@ -350,7 +412,3 @@ class Exchange:
         if isinstance(reports, list):
             reports.append(f"{name}: {why}")
         _log.error("observer %s of exchange %s detached: %s%s", name, self.id, why, f"\n{trace}" if trace else "")
-
-
-def _name_of(method: Callable[..., None]) -> str:
-    return getattr(method, "__name__", "?")

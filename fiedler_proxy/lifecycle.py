@@ -223,7 +223,8 @@ async def own_head(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Connection"] = "close"
     exchange.head_sent = True
     raw: RawHeaders = tuple((n.encode(), v.encode("utf-8", "surrogateescape")) for n, v in response.headers.items())
-    exchange.tell_response_head(response.status, response.reason, raw)
+    exchange.status, exchange.reason, exchange.response_headers = response.status, response.reason, raw
+    exchange.tell_response_head()
 
     async def told(data: bytes) -> None:
         exchange.tell_response_bytes(bytes(data))

@@ -92,7 +92,7 @@ class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
     __slots__ = ("_broken", "_caller", "_chunked", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head",
-                 "_out", "_request", "_response", "_stopped", "_tunnel", "_upload", "_written")  # fmt: skip
+                 "_out", "_request", "_response", "_stopped", "_tunnel", "_untold", "_upload", "_written")  # fmt: skip
 
     def __init__(
         self,
@@ -111,6 +111,7 @@ class Flow:
         self._done: asyncio.Future[None] = connection.loop.create_future()
         self._out: list[bytes] = []
         self._response: RelayResponse | None = None
+        self._untold = False
         self._framing: heads.CallerFraming | None = None
         self._upload: Upload | None = None
         self._broken: Exception | None = None
@@ -236,8 +237,8 @@ class Flow:
             self._connection.abort()
             self.fail(_broken(WireError("upstream_garbage", "a header of the answer holds CR, LF or NUL"), exchange))
             return
-        exchange.tell_response_head(head.status, head.reason, headers)
-        exchange.head_sent = True
+        exchange.status, exchange.reason, exchange.response_headers = head.status, head.reason, headers
+        exchange.head_sent = self._untold = True  # told with what comes behind it in this turn, or before it is written
         self._response = RelayResponse(head.status, head.reason, headers, keep)
         self._out.append(raw)
         if self._tunnel is not None and self._flush():
@@ -255,7 +256,11 @@ class Flow:
             self._body(data)
 
     def _body(self, data: bytes) -> None:
-        self._exchange.tell_response_bytes(data)
+        if self._untold:
+            self._untold = False
+            self._exchange.tell_response_start(data)
+        else:
+            self._exchange.tell_response_bytes(data)
         if self._chunked:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
@@ -306,6 +311,9 @@ class Flow:
             self._tunnel.writable()
 
     def _flush(self) -> bool:
+        if self._untold:
+            self._untold = False
+            self._exchange.tell_response_head()
         out = self._out
         transport = self._caller.transport
         if transport is None or transport.is_closing():

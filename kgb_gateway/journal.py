@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic_ns, time_ns
 
 import attrs
 
 from kgb_gateway.disk import Disk, Files, sync_directory
-from kgb_gateway.record import Frame, Kind, encode, pieces
+from kgb_gateway.record import PAYLOAD_CAP, Frame, Kind, encode, pieces
 from kgb_gateway.segments import Name, SegmentReader, head_of, segments_in
 from kgb_gateway.tail import RESERVE, Gap, Tail
 
@@ -41,6 +42,10 @@ SEGMENT_SECONDS = 3600.0
 BEGUN = ".begun"
 """What a file is called, behind its instance, until it is a segment."""
 
+SMALL = 4096
+"""Bytes of a body that are appended together with the head before them."""
+
+_STARTING = (Kind.RESPONSE_HEAD, Kind.RESPONSE_BYTES)
 _GAP = struct.Struct("<BQQ")
 
 _log = logging.getLogger("kgb.journal")
@@ -63,11 +68,9 @@ class JournalOptions:
 
 @attrs.define
 class Counters:
-    """What passed. ``frames`` and ``bytes`` were appended; ``gap_bytes`` of body are in ``gaps``; ``unsaid_bytes`` are missing
-    without a gap that says which (no slot was free); ``failures`` of the disk; ``recovered`` frames of an earlier process."""
+    """What went wrong. ``gap_bytes`` of body are in ``gaps``; ``unsaid_bytes`` are missing without a gap that says which (no slot
+    was free); ``failures`` of the disk; ``recovered`` frames of an earlier process."""
 
-    frames: int = 0
-    bytes: int = 0
     gaps: int = 0
     gap_bytes: int = 0
     unsaid_bytes: int = 0
@@ -105,28 +108,41 @@ class Journal:
 
     def append(self, kind: Kind, exchange: bytes, payload: bytes) -> bool:
         """Append a frame that is no body: a head, an end, a note. False when even the reserve is full."""
-        return self._append(kind, exchange, payload, 0)
-
-    def body(self, kind: Kind, exchange: bytes, offset: int, data: bytes) -> bool:
-        """Append body bytes that stand at ``offset`` of their direction; False, and a gap, when there is no room."""
-        if self._tail.gaps and not self._may_go_on(exchange, kind):
-            return self._miss(kind, exchange, offset, len(data))
-        done = 0
-        for piece in pieces(data):
-            if not self._append(kind, exchange, piece, RESERVE):
-                return self._miss(kind, exchange, offset + done, len(data) - done)
-            done += len(piece)
-        return True
-
-    def _append(self, kind: Kind, exchange: bytes, payload: bytes | memoryview, keep: int) -> bool:
-        tail = self._tail
-        if not tail.append(kind, exchange, time.time_ns(), time.monotonic_ns(), payload, keep):
+        if not self._tail.append(kind, exchange, time_ns(), monotonic_ns(), payload, 0):
             return False
-        self.counters.frames += 1
-        self.counters.bytes += len(payload)
         if not self._wake.is_set():
             self._wake.set()
         return True
+
+    def body(self, kind: Kind, exchange: bytes, offset: int, data: bytes) -> bool:
+        """Append body bytes that stand at ``offset`` of their direction; False, and a gap, when there is no room."""
+        tail = self._tail
+        if tail.gaps and not self._may_go_on(exchange, kind):
+            return self._miss(kind, exchange, offset, len(data))
+        if len(data) > PAYLOAD_CAP:
+            done = 0
+            for piece in pieces(data):
+                if not tail.append(kind, exchange, time_ns(), monotonic_ns(), piece, RESERVE):
+                    return self._miss(kind, exchange, offset + done, len(data) - done)
+                done += len(piece)
+        elif not tail.append(kind, exchange, time_ns(), monotonic_ns(), data, RESERVE):
+            return self._miss(kind, exchange, offset, len(data))
+        if not self._wake.is_set():
+            self._wake.set()
+        return True
+
+    def response(self, exchange: bytes, head: bytes, data: bytes) -> None:
+        """Append a response's head and the first bytes of its body."""
+        tail = self._tail
+        if (
+            len(data) > SMALL
+            or tail.gaps
+            or not tail.append_two(_STARTING, exchange, time_ns(), monotonic_ns(), head, data, RESERVE)
+        ):
+            self.append(Kind.RESPONSE_HEAD, exchange, head)
+            self.body(Kind.RESPONSE_BYTES, exchange, 0, data)
+        elif not self._wake.is_set():
+            self._wake.set()
 
     def _miss(self, kind: Kind, exchange: bytes, offset: int, length: int) -> bool:
         known = (exchange, kind) in self._tail.gaps
@@ -146,16 +162,17 @@ class Journal:
         return self.lag <= self._tail.size // 2 and self._tell(found[1])
 
     def _tell(self, gap: Gap) -> bool:
-        if not self._append(Kind.GAP, gap.exchange, gap_payload(gap), 0):
+        if not self.append(Kind.GAP, gap.exchange, gap_payload(gap)):
             return False
         self._tail.gap_told(gap)
         return True
 
     def end(self, exchange: bytes, payload: bytes) -> bool:
         """The last frame of an exchange, behind the gaps that it has. False when even the reserve is full."""
-        for _, gap in list(self._tail.gaps.values()):
-            if gap.exchange == exchange:
-                self._tell(gap)
+        if self._tail.gaps:
+            for _, gap in list(self._tail.gaps.values()):
+                if gap.exchange == exchange:
+                    self._tell(gap)
         return self.append(Kind.END, exchange, payload)
 
     def when_synced(self, told: Callable[[str], None]) -> None:
@@ -332,7 +349,7 @@ class Journal:
             data = b"".join(encode(frame, salt) for frame in frames)
             last = frames[-1].sequence if frames else last
             for number, gap in enumerate(left.gaps, 1):
-                data += encode(Frame(last + number, Kind.GAP, gap.exchange, time.time_ns(), 0, gap_payload(gap)), salt)
+                data += encode(Frame(last + number, Kind.GAP, gap.exchange, time_ns(), 0, gap_payload(gap)), salt)
             last += len(left.gaps)
             self._write(fd, [memoryview(data)])
             self._files.sync(fd)

@@ -33,6 +33,9 @@ HEADER = struct.Struct("<4sIQBBH16sQQI")
 _BODY = struct.Struct("<4sIQBBH16sQQ")
 _CRC = struct.Struct("<I")
 
+pack_header = _BODY.pack
+"""The header of a frame, but for its checksum: the fields in the order above."""
+
 PAYLOAD_CAP = 256 * 1024
 """Most payload bytes of one frame: longer data is cut into several. A longer length is damage."""
 
@@ -81,7 +84,7 @@ def header_of(
     """The header of a frame with ``payload``. ValueError when that is longer than PAYLOAD_CAP."""
     if len(payload) > PAYLOAD_CAP:
         raise ValueError(f"a payload of {len(payload)} bytes is longer than {PAYLOAD_CAP}")
-    body = _BODY.pack(MAGIC, len(payload), sequence, kind, 0, 0, exchange, wall, monotonic)
+    body = pack_header(MAGIC, len(payload), sequence, kind, 0, 0, exchange, wall, monotonic)
     return body + _CRC.pack(zlib.crc32(payload, zlib.crc32(body, salt)))
 
 

@@ -63,7 +63,8 @@ def failing(where: str, error: Exception) -> Failing:
 def tell_everything(exchange: Exchange) -> None:
     exchange.tell_request_head()
     exchange.tell_request_bytes(b"ask")
-    exchange.tell_response_head(200, "OK", ((b"A", b"1"),))
+    exchange.status, exchange.reason, exchange.response_headers = 200, "OK", ((b"A", b"1"),)
+    exchange.tell_response_head()
     exchange.tell_response_bytes(b"answer")
     exchange.tell_tunnel_bytes(Direction.TO_UPSTREAM, b"up")
     exchange.close(Outcome.COMPLETED)
@@ -95,6 +96,25 @@ class TestObservers:
         exchange.observe(Observer())
         tell_everything(exchange)
         assert exchange.outcome is Outcome.COMPLETED
+
+    def test_what_comes_with_the_head_is_heard_as_head_and_bytes(self, exchange: Exchange) -> None:
+        @attrs.define
+        class Bytes(Observer):
+            heard: list[bytes] = attrs.field(factory=list)
+
+            def response_bytes(self, exchange: Exchange, data: bytes) -> None:
+                self.heard.append(data)
+
+        notebook, only, deaf = Notebook(), Bytes(), Observer()
+        for observer in (notebook, only, deaf):
+            exchange.observe(observer)
+        exchange.status = 200
+        exchange.tell_response_start(b"a")
+        exchange.tell_response_bytes(b"b")
+        assert [heard[0] for heard in notebook.heard] == ["response_head", "response_bytes", "response_bytes"]
+        assert only.heard == [b"a", b"b"]
+        assert exchange.response_size == 2
+        assert exchange.first_byte is not None
 
     def test_observers_hear_in_the_order_of_attachment(self, exchange: Exchange) -> None:
         order: list[str] = []
@@ -129,7 +149,7 @@ class TestObservers:
         tell_everything(exchange)
         assert bad.calls == 1
         assert before.heard[:6] == after.heard[:6] == EVERYTHING
-        assert exchange.facts["detached"] == ["FailingOnce: RuntimeError in fail"]
+        assert exchange.facts["detached"] == [f"FailingOnce: RuntimeError in {where}"]
         assert exchange.outcome is Outcome.COMPLETED
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
@@ -177,7 +197,7 @@ class TestSlowObservers:
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock = Clock()
-        monkeypatch.setattr(time, "perf_counter", clock)
+        monkeypatch.setattr("fiedler_proxy.exchange.perf_counter", clock)
         return clock
 
     @staticmethod

@@ -130,6 +130,10 @@ IMPURE = frozenset(
 MODULE_LINES = 400
 FUNCTION_LINES = 60
 LONGER = {
+    "fiedler_proxy.exchange": (
+        430,
+        "what an exchange is, and how observers hear of it, told in place where every exchange does",
+    ),
     "fiedler_proxy.server": (480, "the one door to what aiohttp keeps private: cut in two, there would be two doors"),
     "fiedler_proxy.settings": (440, "the list of everything that can be set, and how it is read: one list, one place"),
     "fiedler_proxy.wire": (

@@ -180,7 +180,7 @@ async def test_an_observer_knows_the_facts_at_head_and_end() -> None:
             end_to_end = ((b"X-Odd", b"caf\xe9"), (b"Content-Length", b"5"))
             assert facts.seen == [
                 ("request", "POST", "/v1/x?key=secret", "/v1/x", True),
-                ("response", 201, "Created", end_to_end, False),
+                ("response", 201, "Created", end_to_end, True),
                 ("closed", Outcome.COMPLETED, 3, 5, True),
             ]
             exchange = recorder.exchange
