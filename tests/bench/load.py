@@ -24,6 +24,7 @@ Result = dict[str, float]
 TIMEOUT = 20
 _DISCARD = bytearray(1 << 20)
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d\d\d)")
+_STAMP = re.compile(rb"@(\d{20})")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -328,11 +329,51 @@ def streams(spec: Spec) -> Result:
     }
 
 
+class Paced(Streams):
+    """Streams whose events say when they were sent."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self.delays: list[int] = []
+
+    def turn(self, timeout: float) -> None:
+        buffer = self.buffer
+        for caller, fd in self.crowd.ready(timeout):
+            if not caller.answer.events:
+                self._begin(caller, fd)
+                continue
+            try:
+                size = caller.sock.recv_into(buffer)
+            except OSError:
+                size = 0
+            now = time.monotonic_ns()
+            if not size:
+                self._lost(fd)
+                continue
+            # An event that arrived in two pieces is not counted: there are few, and late ones are not rather cut than others.
+            self.delays += [now - int(stamp) for stamp in _STAMP.findall(buffer, 0, size)]
+
+
+def paced(spec: Spec) -> Result:
+    """Milliseconds from when an event was sent until it was read, over all streams."""
+    crowd = Paced(spec)
+    with contextlib.closing(crowd.crowd):
+        crowd.open()
+        crowd.run(float(spec.get("warm", 1.0)))
+        crowd.delays.clear()
+        crowd.run(float(spec["seconds"]))
+    if crowd.broken:
+        raise LoadError(f"{crowd.broken} of {crowd.wanted} streams broke")
+    times = [delay / 1e6 for delay in crowd.delays]
+    return {"count": len(times), "p50": statistics.median(times), "p99": percentile(times, 0.99), "max": max(times)}
+
+
 MODES: dict[str, Callable[[Spec], Result]] = {
     "latency": latency,
     "bulk": bulk,
     "closed": closed,
     "streams": streams,
+    "paced": paced,
 }
 
 

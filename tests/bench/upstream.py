@@ -4,7 +4,8 @@ It owns what the far end of every bench request does, told by the path (query va
 
 - ``/json``                                a small JSON answer;
 - ``/bytes?size=N``                        N bytes with a content length;
-- ``/stream?count=N&gap=MS``               N events of 120 bytes, chunked, one each MS (0: until the caller leaves);
+- ``/stream?count=N&gap=MS&stamp=1``       N events of 120 bytes, chunked, one each MS (0: until the caller leaves); with ``stamp``
+                                           each says when it was sent: nanoseconds of the monotonic clock behind the mark;
 - ``/stats``                               JSON: open streams, events sent, events skipped, requests.
 
 Request bodies are read to their end and dropped before the answer starts. It must not be used as an HTTP server for
@@ -26,6 +27,9 @@ EVENT_MARK = b"@"
 _EVENT_START = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"text":"@'
 EVENT = _EVENT_START + b"x" * (120 - len(_EVENT_START) - 5) + b'"}}\n\n'
 CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+STAMPED = CHUNK.replace(EVENT_MARK + b"x" * 20, EVENT_MARK + b"%020d")
+"""A chunk, but for the time at which it is sent."""
+
 LAST_CHUNK = b"0\r\n\r\n"
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
@@ -72,7 +76,7 @@ JSON_ANSWER = fixed(JSON_BODY)
 class Connection:
     """One accepted connection: where its current request stands."""
 
-    __slots__ = ("buffer", "count", "fd", "gap", "left", "pending", "sock", "streaming", "tail", "target")
+    __slots__ = ("buffer", "count", "fd", "gap", "left", "pending", "sock", "stamped", "streaming", "tail", "target")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -83,6 +87,7 @@ class Connection:
         self.tail = b""
         self.pending = memoryview(b"")  # bytes that did not fit into the socket
         self.streaming = False
+        self.stamped = False
         self.count = 0  # events still to send; -1: endless
         self.gap = 0
 
@@ -206,6 +211,7 @@ class Upstream:
             return
         numbers = {name: int(value) for name, value in _QUERY.findall(target)}
         if target.startswith(b"/stream"):
+            connection.stamped = bool(numbers.get(b"stamp", 0))
             self.stream(connection, numbers.get(b"count", 0), numbers.get(b"gap", 20))
         elif target.startswith(b"/bytes"):
             self.send(connection, filler(numbers.get(b"size", 0)))
@@ -220,9 +226,13 @@ class Upstream:
         connection.count = count - 1 if count else -1
         self.streams += 1
         self.events += 1
-        self.send(connection, STREAM_HEAD + CHUNK)
+        self.send(connection, STREAM_HEAD + self.chunk(connection))
         phase = self.requests * 7 % connection.gap + 1 if count == 0 else connection.gap
         self.wheel[(self.now() + phase) % _WHEEL].append(connection)
+
+    @staticmethod
+    def chunk(connection: Connection) -> bytes:
+        return STAMPED % time.monotonic_ns() if connection.stamped else CHUNK
 
     def tick(self) -> None:
         """Send what is due. Late ticks are made up for, so that the offered rate holds on average."""
@@ -239,7 +249,7 @@ class Upstream:
                     continue
                 if len(connection.pending) < _PENDING_CAP:
                     self.events += 1
-                    self.send(connection, CHUNK)
+                    self.send(connection, self.chunk(connection))
                 else:
                     self.skipped += 1
                 connection.count -= connection.count > 0
