@@ -29,9 +29,14 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--only", action="append", choices=PARTS, metavar="NAME", help=f"of {', '.join(PARTS)}")
     found.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
-    found.add_argument("--check", action="store_true", help="exit status 1 when a bound is missed; of a quick run only the exact ones")
     found.add_argument(
-        "--keep", type=Path, metavar="DIR", help="make the large store in DIR and leave it there; use the one that is there"
+        "--check", action="store_true", help="exit status 1 when a bound is missed; of a quick run only the exact ones"
+    )
+    found.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="make the large store in DIR and leave it there; use the one that is there",
     )
     return found
 

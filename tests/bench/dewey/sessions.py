@@ -40,7 +40,9 @@ class Session:
         self._prose = prose
         self._number = number
         self.id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
-        self._system = [{"type": "text", "text": f"You are an agent.\nWorking directory: /home/u/p{number}\n{prose.take(SYSTEM)}"}]
+        self._system = [
+            {"type": "text", "text": f"You are an agent.\nWorking directory: /home/u/p{number}\n{prose.take(SYSTEM)}"}
+        ]
         schema = {"type": "object", "properties": {"command": {"type": "string"}}}
         self._tools = [
             {"name": f"tool{at}", "description": prose.take(TOOL), "input_schema": schema} for at in range(TOOLS)
@@ -85,7 +87,10 @@ class Session:
 
     def _asked(self) -> dict[str, Any]:
         if not self._messages:
-            return {"role": "user", "content": [{"type": "text", "text": f"Please find the fault. {self._prose.take(300)}"}]}
+            return {
+                "role": "user",
+                "content": [{"type": "text", "text": f"Please find the fault. {self._prose.take(300)}"}],
+            }
         wanted = self._least + (SIZE - self._least) * (self._turn + 1) // TURNS
         text = self._prose.take(max(100, wanted - len(self._body) - 1000))
         called = self._messages[-1]["content"][-1]["id"]

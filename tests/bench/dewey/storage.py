@@ -55,7 +55,9 @@ def faults_of(home: Path, exchanges: int) -> list[str]:
     finally:
         store.close()
     missing = {"in the store": report.exchanges, "in segments": report.raw}
-    found = [f"{number} of {exchanges} exchanges are {where}" for where, number in missing.items() if number != exchanges]
+    found = [
+        f"{number} of {exchanges} exchanges are {where}" for where, number in missing.items() if number != exchanges
+    ]
     if report.problems or report.open:
         found.append(f"{report.problems} set aside, {report.open} open")
     return report.faults + found
@@ -151,7 +153,9 @@ def ingest(directory: Path, sizes: Sizes, say: Callable[[str], None]) -> list[Fi
     grown = _speed(directory / "appended", interleaved(sizes.sessions, sizes.turns), sizes.rounds)
     return [
         Figure("ingest_unseen", "bodies never seen", "MB/s", fresh[0], Bound(15, most=False), fresh[1]),
-        Figure("ingest_appended", "turns that append to known ones", "MB/s", grown[0], Bound(100, most=False), grown[1]),
+        Figure(
+            "ingest_appended", "turns that append to known ones", "MB/s", grown[0], Bound(100, most=False), grown[1]
+        ),
     ]
 
 
