@@ -242,6 +242,33 @@ class TestImport:
             ):
                 assert one.get(name) == two.get(name), name
 
+    def test_a_reply_that_is_still_being_written_waits_for_a_later_import(self, run: Run, tmp_path: Path) -> None:
+        def line(number: int, text: str, **message: Any) -> str:
+            said = {
+                "role": "assistant",
+                "content": [{"type": "text", "text": text}],
+                "id": "msg_1",
+                "model": "m",
+                **message,
+            }
+            who = {"uuid": f"u-{number}", "parentUuid": f"u-{number - 1}", "sessionId": "s", "type": "assistant"}
+            return json.dumps({**who, "timestamp": f"2026-01-01T00:00:0{number}Z", "message": said}) + "\n"
+
+        asked = {"uuid": "u-0", "sessionId": "s", "type": "user", "message": {"role": "user", "content": "wombat?"}}
+        path = tmp_path / "s.jsonl"
+        path.write_text(json.dumps(asked) + "\n" + line(1, "first half", stop_reason=None))
+        found = told(run("import", str(path), "--json"))
+        assert found["imported"] == 0
+        assert "left for a later import" in found["not_read"][0]
+        with path.open("a") as more:
+            more.write(line(2, "second half", stop_reason="end_turn"))
+        assert told(run("import", str(path), "--json"))["imported"] == 1
+        assert "second half" in run("show", "s")
+
+        path.write_text(path.read_text().replace("msg_1", "msg_2").replace("end_turn", "") + "\n")
+        os.utime(path, (1, 1))  # nobody will go on writing it
+        assert told(run("import", str(path), "--json"))["imported"] == 1
+
     def test_claude_codes_own_folder(self, run: Run, tmp_path: Path) -> None:
         folder = tmp_path / "projects" / "-home-u-proj"
         folder.mkdir(parents=True)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
@@ -40,6 +41,9 @@ from kgb_gateway.secret import private, secret_of
 FORMATS = ("jsonl", "markdown", "html", "har", "claude", "raw")
 WITH_BODIES = ("har", "raw")
 SHOWN = 20
+SETTLED_SECONDS = 600.0
+"""A transcript that nobody has written to for so long gets no more of its last reply."""
+
 PIECE = 256 * 1024
 """Bytes of an archive that are read at a stretch."""
 
@@ -191,4 +195,10 @@ def _turns(file: Path, faults: list[str]) -> Iterator[Turn]:
         elif b'"kgb-dewey-1"' in start:
             yield from read_jsonl(lines, on_fault)
         else:
-            yield from ClaudeReader(on_fault, file.stem).read(lines)
+            growing = time.time() - file.stat().st_mtime < SETTLED_SECONDS
+            for turn in ClaudeReader(on_fault, file.stem).read(lines):
+                # What is imported once stays as it is: half a reply waits for its other half.
+                if turn.partial and growing:
+                    faults.append(f"{file}: the last reply may not be whole yet, and is left for a later import")
+                else:
+                    yield turn
