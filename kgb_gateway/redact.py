@@ -31,6 +31,10 @@ _OWN_KEY = re.compile(r"kgb(?:_|%5[fF])[0-9a-z]{10}(?:_|%5[fF])[\w%]*")
 
 _OWN_KEY_BYTES = re.compile(_OWN_KEY.pattern.encode())
 _REDACTED = REDACTED.encode()
+_PROTOCOL = b"sec-websocket-protocol"
+_KEY_PROTOCOL = re.compile(rb"(?i)((?:api-?key|bearer|authorization|token)[^\s,.]*\.)[^\s,]+")
+"""Browsers can give a WebSocket no header: they send a key as a subprotocol (OpenAI: ``openai-insecure-api-key.KEY``)."""
+
 _NO_PRINTS: Mapping[str, str] = {}
 _USERINFO = re.compile(r"(?i)\A([a-z][a-z0-9+.-]*://)[^/?#@]*@")
 
@@ -47,7 +51,7 @@ class Redactor:
 
     @_names.default
     def _all_names(self) -> frozenset[bytes]:
-        return CREDENTIALS | frozenset(self.headers)
+        return CREDENTIALS | {_PROTOCOL} | frozenset(self.headers)
 
     def fingerprint(self, value: bytes) -> str:
         """Hexadecimal digits that are the same for the same ``value`` and this ``secret``."""
@@ -80,8 +84,12 @@ class Redactor:
         lines = list(shape.lines(headers))
         prints: dict[str, str] = {}
         for place in places:
+            value = headers[place][1]
+            if shape.lower[place] == _PROTOCOL:
+                lines[place] = shape.prefixes[place] + _KEY_PROTOCOL.sub(rb"\1" + _REDACTED, value)
+                continue
             lines[place] = shape.prefixes[place] + _REDACTED
-            prints[shape.lower[place].decode("latin-1")] = self.fingerprint(_bare(headers[place][1]))
+            prints[shape.lower[place].decode("latin-1")] = self.fingerprint(_bare(value))
         return b"\r\n".join(lines), prints
 
     def target(self, target: str) -> str:
