@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from fiedler_proxy.testing.connection import ReceivedRequest, UpstreamConnection
 from fiedler_proxy.testing.upstream import Script, serve_forever
 from kgb_gateway.__main__ import main
 from kgb_gateway.app import create_app
-from tests.spools import events
 
 JSON = ("Content-Type", "application/json")
 SSE = (b"Content-Type", b"text/event-stream")
@@ -86,11 +85,6 @@ def model(answer: Answer) -> Script:
     return script
 
 
-async def stream(conn: UpstreamConnection, text: str, **usage: int) -> None:
-    """Answer with an Anthropic stream that says ``text``."""
-    await conn.send_response(200, [SSE], b"".join(events(text, **usage)), chunked=True)
-
-
 def message(text: str, **more: Any) -> bytes:
     """An Anthropic message that was not streamed."""
     usage = {"input_tokens": 10, "output_tokens": 5}
@@ -102,8 +96,3 @@ def message(text: str, **more: Any) -> bytes:
         "stop_reason": "end_turn",
     }
     return json.dumps({**said, "content": [{"type": "text", "text": text}], "usage": usage, **more}).encode()
-
-
-def answers(pairs: Mapping[str, Any]) -> Sequence[tuple[bytes, bytes]]:
-    """Header pairs."""
-    return [(name.encode(), str(value).encode()) for name, value in pairs.items()]
