@@ -191,7 +191,10 @@ class StoreReader:
                 "SELECT conversation FROM exchange WHERE conversation IS NOT NULL AND relation <> 'utility' "
                 "ORDER BY at DESC LIMIT 1"
             ).fetchone()
-            return ("conversation", row[0]) if row is not None else None
+            if row is not None:
+                return "conversation", row[0]
+            row = self._db.execute("SELECT id FROM exchange ORDER BY at DESC LIMIT 1").fetchone()
+            return ("exchange", row[0]) if row is not None else None
         for table, column in (("conversation", "key"), ("session", "key"), ("exchange", "name")):
             rows = self._db.execute(
                 f"SELECT id, {column} FROM {table} WHERE {column} >= ?1 AND {column} < ?1 || char(1114111) LIMIT 20",
