@@ -10,7 +10,7 @@ import pytest
 from kgb_gateway.dewey import librarian
 from kgb_gateway.dewey.spool import Layout
 from tests.bench.dewey import __main__ as command
-from tests.bench.dewey import figures, memory, million, sessions, storage, texts
+from tests.bench.dewey import figures, memory, million, sessions, storage, taking, texts
 from tests.bench.dewey.figures import NONE_AT_ALL, Bound, Figure
 
 TINY = figures.Sizes(turns=6, unseen=2, sessions=1, rounds=1, warm=2, messages=208, shown=4, queries=2)
@@ -112,6 +112,12 @@ class TestStorage:
         parts = [path.stat().st_size for path in (*(tmp_path / "archive").iterdir(), Layout(tmp_path).store)]
         assert len(parts) == 2
         assert storage.size_of(tmp_path) >= sum(parts)
+
+    def test_a_librarian_that_did_not_read_everything_gives_no_figure(self, tmp_path: Path) -> None:
+        total = storage.record(tmp_path, sessions.unseen(2, 1))
+        assert set(taking.take(tmp_path, total)) == {"ingest", "seal"}
+        with pytest.raises(RuntimeError, match=f"{total + 1} bytes were written; read: "):
+            taking.take(tmp_path, total + 1)
 
     def test_a_spool_that_is_never_done_with_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(librarian, "_is_quiet", lambda _path: False)
