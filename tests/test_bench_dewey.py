@@ -131,7 +131,9 @@ class TestMillion:
     def test_every_message_is_found_by_words_and_the_commands_are_timed(self, tmp_path: Path) -> None:
         found = {each.name: each for each in million.million(tmp_path, TINY, quiet)}
         assert found["million_missing"].value == 0
-        assert {"search_p50", "search_p99", "search_rare", "search_prefix", "list", "show"} <= set(found)
+        assert {"search_p50", "search_p99", "search_beside", "search_rare", "search_prefix", "list", "show"} <= set(
+            found
+        )
         assert "20.0 hits shown" in found["search_common"].note
         before = Layout(tmp_path).store.stat().st_ino
         million.million(tmp_path, TINY, quiet)
