@@ -10,7 +10,7 @@ import pytest
 from kgb_gateway.dewey import librarian
 from kgb_gateway.dewey.spool import Layout
 from tests.bench.dewey import __main__ as command
-from tests.bench.dewey import figures, memory, million, sessions, storage, texts
+from tests.bench.dewey import figures, memory, million, sessions, storage, taking, texts
 from tests.bench.dewey.figures import NONE_AT_ALL, Bound, Figure
 
 TINY = figures.Sizes(turns=6, unseen=2, sessions=1, rounds=1, warm=2, messages=208, shown=4, queries=2)
@@ -113,6 +113,12 @@ class TestStorage:
         assert len(parts) == 2
         assert storage.size_of(tmp_path) >= sum(parts)
 
+    def test_a_librarian_that_did_not_read_everything_gives_no_figure(self, tmp_path: Path) -> None:
+        total = storage.record(tmp_path, sessions.unseen(2, 1))
+        assert set(taking.take(tmp_path, total)) == {"ingest", "seal"}
+        with pytest.raises(RuntimeError, match=f"{total + 1} bytes were written; read: "):
+            taking.take(tmp_path, total + 1)
+
     def test_a_spool_that_is_never_done_with_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(librarian, "_is_quiet", lambda _path: False)
         monkeypatch.setattr(storage, "SEAL_SECONDS", 0.0)
@@ -125,7 +131,9 @@ class TestMillion:
     def test_every_message_is_found_by_words_and_the_commands_are_timed(self, tmp_path: Path) -> None:
         found = {each.name: each for each in million.million(tmp_path, TINY, quiet)}
         assert found["million_missing"].value == 0
-        assert {"search_p50", "search_p99", "search_rare", "search_prefix", "list", "show"} <= set(found)
+        assert {"search_p50", "search_p99", "search_beside", "search_rare", "search_prefix", "list", "show"} <= set(
+            found
+        )
         assert "20.0 hits shown" in found["search_common"].note
         before = Layout(tmp_path).store.stat().st_ino
         million.million(tmp_path, TINY, quiet)

@@ -1,8 +1,12 @@
 """Sessions on disk and taken in: how small everything is, whether all of it is still there, and how fast the librarian is."""
 
 import itertools
+import json
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +23,7 @@ from kgb_gateway.segments import segments_in
 from tests.bench.dewey.figures import NONE_AT_ALL, Bound, Figure, Sizes
 from tests.bench.dewey.sessions import Session, interleaved, record, unseen
 from tests.bench.dewey.texts import Prose
+from tests.bench.servers import ROOT
 from tests.spools import Exchange, prices, reading
 
 SEAL_SECONDS = 60.0
@@ -148,36 +153,45 @@ def session(directory: Path, sizes: Sizes, say: Callable[[str], None]) -> list[F
 def ingest(directory: Path, sizes: Sizes, say: Callable[[str], None]) -> list[Figure]:
     """The librarian's speed, of the bytes of bodies."""
     say(f"{sizes.unseen} bodies never seen")
-    fresh = _speed(directory / "unseen", unseen(sizes.unseen, sizes.turns // 2), sizes.rounds)
+    fresh = _rounds(directory / "unseen", unseen(sizes.unseen, sizes.turns // 2), sizes.rounds)
     say(f"{sizes.sessions} sessions of {sizes.turns} turns")
-    grown = _speed(directory / "appended", interleaved(sizes.sessions, sizes.turns), sizes.rounds)
+    grown = _rounds(directory / "appended", interleaved(sizes.sessions, sizes.turns), sizes.rounds)
     return [
-        Figure("ingest_unseen", "bodies never seen", "MB/s", fresh[0], Bound(15, most=False), fresh[1]),
-        Figure(
-            "ingest_appended", "turns that append to known ones", "MB/s", grown[0], Bound(100, most=False), grown[1]
-        ),
+        _speed("ingest_unseen", "bodies never seen, taken in", fresh, "ingest", Bound(15, most=False)),
+        _speed("ingest_appended", "turns that append to known ones, taken in", grown, "ingest", Bound(100, most=False)),
+        _speed("seal_unseen", "bodies never seen, packed", fresh, "seal"),
+        _speed("seal_appended", "turns that append to known ones, packed", grown, "seal"),
     ]
 
 
-def _speed(home: Path, exchanges: Iterator[Exchange], rounds: int) -> tuple[float, str]:
-    """The median of some rounds, each into a store that is new, and what they were."""
+@attrs.frozen
+class _Round:
+    """One spool taken in and sealed: seconds of either."""
+
+    total: int
+    ingest: float
+    seal: float
+
+
+def _speed(name: str, title: str, rounds: list[_Round], what: str, bound: Bound | None = None) -> Figure:
+    """The median over the rounds."""
+    speeds = [each.total / 1e6 / (each.ingest if what == "ingest" else each.seal) for each in rounds]
+    note = f"{rounds[0].total / 1e6:,.0f} MB; {min(speeds):.0f} .. {max(speeds):.0f}"
+    return Figure(name, title, "MB/s", statistics.median(speeds), bound, note)
+
+
+def _rounds(home: Path, exchanges: Iterator[Exchange], rounds: int) -> list[_Round]:
+    """Some rounds with the same spool, each into a store that is new, by a librarian in a process that is new."""
     total = record(home, exchanges)
-    speeds = []
+    found = []
     for number in range(rounds):
         copy = home.with_name(f"{home.name}-{number}")
-        shutil.copytree(home / SPOOL, copy / SPOOL, copy_function=shutil.copyfile)
-        with lock(copy):
-            librarian = Librarian(copy, prices())
-            try:
-                began = time.perf_counter()
-                while librarian.step():
-                    pass
-                seconds = time.perf_counter() - began
-            finally:
-                librarian.close()
-        if librarian.ingest.totals.bytes != total or librarian.ingest.totals.problems:
-            raise RuntimeError(f"{total} bytes were written, and read: {librarian.ingest.totals}")
-        speeds.append(total / 1e6 / seconds)
+        shutil.copytree(home / SPOOL, copy / SPOOL, copy_function=os.link)  # they are on disk already
+        argv = (sys.executable, "-m", "tests.bench.dewey.taking", str(copy), str(total))
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the librarian failed: {done.stderr[-2000:]}")
+        found.append(_Round(total, **json.loads(done.stdout)))
         shutil.rmtree(copy)
     shutil.rmtree(home)
-    return statistics.median(speeds), f"{total / 1e6:,.0f} MB; {min(speeds):.0f} .. {max(speeds):.0f}"
+    return found
