@@ -17,7 +17,7 @@ import attrs
 from kgb_gateway.dewey.archive import archived_in, path_of, seal
 from kgb_gateway.dewey.ingest import Ingest, Listener
 from kgb_gateway.dewey.notes import Notes
-from kgb_gateway.dewey.prices import Prices
+from kgb_gateway.dewey.prices import Pricing
 from kgb_gateway.dewey.reading import Reading
 from kgb_gateway.dewey.spool import Layout
 from kgb_gateway.dewey.store.erase import Eraser
@@ -78,7 +78,7 @@ class Librarian:
     """At work in ``home``; whoever makes one holds the lock. StoreError when the store cannot be opened."""
 
     def __init__(
-        self, home: Path, prices: Prices, retention: Retention | None = None, listen: Listener | None = None
+        self, home: Path, prices: Pricing, retention: Retention | None = None, listen: Listener | None = None
     ) -> None:
         self.layout = Layout(home)
         self.store = SqliteWriter(self.layout.store, view)
@@ -148,7 +148,8 @@ class Librarian:
         """Let the oldest packed segments go, as far as ``retention`` (default: the librarian's own) says; those that went. What holds something of a pinned session
         stays."""
         now, bounds = time.time(), retention or self._retention
-        kept, gone, pinned = 0, list[Name](), self.eraser.pinned_segments()
+        kept, gone = 0, list[Name]()
+        pinned: set[str] | None = None
         names = archived_in(self.layout.archive)
         facts = []
         for name in names:
@@ -157,7 +158,9 @@ class Librarian:
         for changed, size, name in sorted(facts, reverse=True):
             old = bounds.raw_days and now - changed > bounds.raw_days * 86400
             large = bounds.raw_size and kept + size > bounds.raw_size
-            if (old or large) and str(name) not in pinned:
+            if old or large:
+                pinned = self.eraser.pinned_segments() if pinned is None else pinned
+            if (old or large) and str(name) not in (pinned or ()):
                 if not dry_run:
                     path_of(self.layout.archive, name).unlink()
                 gone.append(name)

@@ -25,6 +25,7 @@ from kgb_gateway.dewey.canon import (
 from kgb_gateway.dewey.entry import Entry, Placed
 from kgb_gateway.dewey.linking import Asked, Link, Relation, link
 from kgb_gateway.dewey.store.interface import StoreWriter
+from kgb_gateway.dewey.transcripts.earlier import alike, same
 from kgb_gateway.dewey.transcripts.model import Block, Json, Kind, Message, Prompt
 
 MEMORIES = 64
@@ -116,9 +117,9 @@ class Placer:
             prompt.messages,
             *_messages(prompt.messages, last),
             prompt.system,
-            last.system_canonical if prompt.system == last.system else _joined("system", prompt.system),
+            last.system_canonical if _same_blocks(prompt.system, last.system) else _joined("system", prompt.system),
             prompt.tools,
-            last.tools_canonical if prompt.tools == last.tools else _joined("tools", _tools(prompt)),
+            last.tools_canonical if same(list(prompt.tools), list(last.tools)) else _joined("tools", _tools(prompt)),
         )
         if entry.request_size <= MEMORY_SIZE and (len(prompt.messages) > 1 or not last.messages):
             self._memories[key] = memory
@@ -141,7 +142,7 @@ def _messages(
     """Hashes, chain and cache marks of ``messages``; what ``last`` begins with alike is taken over."""
     same = 0
     for ours, theirs in zip(messages, last.messages, strict=False):
-        if ours is not theirs and ours != theirs:
+        if ours is not theirs and not _same_message(ours, theirs):
             break
         same += 1
     hashed, chain, marks = list(last.canonical[:same]), list(last.chain[:same]), list(last.marks[:same])
@@ -152,6 +153,16 @@ def _messages(
         parent = link_hash(parent, hashed[-1].hash)
         chain.append(parent)
     return tuple(hashed), tuple(chain), tuple(marks)
+
+
+def _same_message(one: Message, other: Message) -> bool:
+    return one == other and _same_blocks(one.blocks, other.blocks) and alike(dict(one.extra), dict(other.extra))
+
+
+def _same_blocks(ours: Sequence[Block], theirs: Sequence[Block]) -> bool:
+    return ours == theirs and all(
+        one is other or alike(dict(one.value), dict(other.value)) for one, other in zip(ours, theirs, strict=True)
+    )
 
 
 def _joined(role: str, blocks: Sequence[Block]) -> CanonicalMessage | None:

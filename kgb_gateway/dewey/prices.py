@@ -5,8 +5,9 @@ understood, and the arithmetic: exact, in decimals. What is not in the table has
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Protocol
 
 import attrs
 
@@ -38,6 +39,27 @@ class Cost:
     def micro_usd(self) -> int:
         """To the nearest millionth of a dollar, for stores that hold whole numbers."""
         return int(self.exact.to_integral_value(ROUND_HALF_EVEN))
+
+
+class Pricing(Protocol):
+    """Whatever tells costs."""
+
+    def cost(self, provider_hint: str, usage: Usage, at: float) -> Cost | None:
+        """See ``Prices.cost``."""
+
+
+@attrs.frozen
+class Later:
+    """Prices that are read when something is to be priced: to read the table takes longer than most commands."""
+
+    load: Callable[[], "Prices"]
+    _loaded: "list[Prices]" = attrs.field(factory=list, init=False, repr=False, eq=False)
+
+    def cost(self, provider_hint: str, usage: Usage, at: float) -> Cost | None:
+        """See ``Prices.cost``."""
+        if not self._loaded:
+            self._loaded.append(self.load())
+        return self._loaded[0].cost(provider_hint, usage, at)
 
 
 @attrs.frozen

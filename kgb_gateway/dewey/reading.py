@@ -16,9 +16,10 @@ from kgb_gateway.dewey.entry import INTERRUPTED, Entry, Priced
 from kgb_gateway.dewey.exchanges import Gathered, Pieces
 from kgb_gateway.dewey.identity import identify
 from kgb_gateway.dewey.importing import RECORD, entry_of
-from kgb_gateway.dewey.prices import Prices
+from kgb_gateway.dewey.prices import Pricing
 from kgb_gateway.dewey.transcripts.detect import Surface, detect
 from kgb_gateway.dewey.transcripts.dialects import READERS
+from kgb_gateway.dewey.transcripts.earlier import Earlier
 from kgb_gateway.dewey.transcripts.model import Dialect, Json, Message, NotReadable, Prompt
 from kgb_gateway.dewey.transcripts.reader import ReplyReader, read_request
 from kgb_gateway.dewey.transcripts.responses_socket import turns
@@ -38,8 +39,9 @@ _log = logging.getLogger("kgb.dewey")
 class Reading:
     """Reads exchanges with one table of prices."""
 
-    def __init__(self, prices: Prices) -> None:
+    def __init__(self, prices: Pricing) -> None:
         self._prices = prices
+        self._earlier = Earlier()
 
     def entries(self, gathered: Gathered) -> list[Entry]:
         """The exchange as an entry; a WebSocket as one, and one more for each turn that went over it."""
@@ -98,7 +100,8 @@ class Reading:
         return entry if entry.usage else self._priced(entry)
 
     def _read(self, entry: Entry, surface: Surface, gathered: Gathered) -> Entry:
-        prompt, body = read_request(surface, entry.request_headers, gathered.body(Kind.REQUEST_BYTES).read())
+        asked = gathered.body(Kind.REQUEST_BYTES).read()
+        prompt, body = read_request(surface, entry.request_headers, asked, self._earlier)
         entry = self._identified(attrs.evolve(entry, prompt=prompt), body)
         entry = attrs.evolve(entry, project=project_of(prompt))
         response = gathered.body(Kind.RESPONSE_BYTES)

@@ -19,7 +19,7 @@ from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.settings import read
 from kgb_gateway.dewey.adoption import adopt
 from kgb_gateway.dewey.librarian import Busy, Librarian, Retention, lock
-from kgb_gateway.dewey.prices import Prices
+from kgb_gateway.dewey.prices import Later, Prices, Pricing
 from kgb_gateway.dewey.spool import Layout
 from kgb_gateway.dewey.store.database import StoreError, open_reader
 from kgb_gateway.dewey.store.reader import Filter, StoreReader
@@ -148,6 +148,11 @@ def prices_of(home: Path) -> Prices:
     return Prices.parse(text, own.read_text(encoding="utf-8") if own.exists() else "")
 
 
+def _prices_at_need(home: Path) -> Pricing:
+    """The same, where there may be nothing to price. A table of one's own is read at once: what is wrong in it is to be told."""
+    return prices_of(home) if (home / "prices.json").exists() else Later(lambda: prices_of(home))
+
+
 @contextlib.contextmanager
 def opened(args: argparse.Namespace) -> Iterator[StoreReader]:
     """The store, with everything in it that has been recorded by now."""
@@ -168,7 +173,7 @@ def catch_up(home: Path, retention: Retention) -> None:
     try:
         with lock(home):
             adopt(home, layout.spool, version("kgb-gateway"))
-            librarian = Librarian(home, prices_of(home), retention)
+            librarian = Librarian(home, _prices_at_need(home), retention)
             try:
                 librarian.finish()
             finally:

@@ -167,14 +167,15 @@ def _search(args: argparse.Namespace) -> int:
     with opened(args) as store:
         session = store.session_row(session_of(store, args.session)) if args.session else None
         hits = search(store.connection, query, view, args.limit, session=session)
-        found = [(hit, store.turn(hit.exchange)) for hit in hits]
+        names = store.named([hit.exchange for hit in hits])
+        found = [(hit, names[hit.exchange]) for hit in hits]
     if args.json:
         told = [
             {
-                "exchange": turn.exchange,
-                "session": turn.session,
-                "conversation": turn.conversation,
-                "at": turn.at,
+                "exchange": turn["uuid"],
+                "session": turn["session"],
+                "conversation": turn["conversation"],
+                "at": turn["at"],
                 "role": hit.role,
                 "kind": hit.kind,
                 "snippet": hit.snippet,
@@ -186,7 +187,8 @@ def _search(args: argparse.Namespace) -> int:
         return 0 if found else 1
     colour = sys.stdout.isatty()
     for hit, turn in found:
-        print(f"{turn.conversation or turn.exchange[:12]}  {when(turn.at)}  {turn.model}  {hit.role}")
+        name = turn["conversation"] or str(turn["uuid"])[:12]
+        print(f"{name}  {when(float(str(turn['at'])))}  {turn['model']}  {hit.role}")
         print(f"    {_marked(hit, colour=colour)}")
     if not found:
         print("no message holds that", file=sys.stderr)

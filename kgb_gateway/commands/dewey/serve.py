@@ -10,7 +10,7 @@ from fiedler_proxy.logs import logging_to_stderr
 from fiedler_proxy.options import add_log_level
 from kgb_gateway.commands.dewey.common import add_command, home_of, prices_of, retention_of, sink_of
 from kgb_gateway.dewey.librarian import Retention
-from kgb_gateway.dewey.serving import Process, stop_with_parent
+from kgb_gateway.dewey.serving import Process, calm_collector, stop_with_parent
 
 IDLE = 19
 """Niceness of a librarian that a gateway started: it works when nobody else wants to."""
@@ -46,6 +46,7 @@ def _serve(args: argparse.Namespace) -> int:
         process = Process(home, prices_of(home), retention, args.sink or sink_of(args))
         if args.with_parent:
             stop_with_parent(process)
+        calm_collector()
         asyncio.run(_run(process))
     return 0
 

@@ -6,7 +6,7 @@ that it works beside a librarian that writes, and beside none.
 
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -248,6 +248,18 @@ class StoreReader:
             (session, caller),
         )
         return [row[0] for row in rows]
+
+    def named(self, rows: Sequence[int]) -> dict[int, Row]:
+        """What names the exchanges in ``rows``: uuid, at, model, session and conversation (keys)."""
+        found = self._db.execute(
+            "SELECT exchange.id, exchange.uuid, exchange.at, exchange.model, ifnull(session.key, '') AS session, "
+            "ifnull(conversation.key, '') AS conversation FROM exchange "
+            "LEFT JOIN session ON session.id = exchange.session "
+            "LEFT JOIN conversation ON conversation.id = exchange.conversation "
+            f"WHERE exchange.id IN ({', '.join('?' * len(rows))})",
+            rows,
+        )
+        return {row["id"]: {**row, "uuid": str(uuid.UUID(bytes=row["uuid"]))} for row in found}
 
     # One exchange.
 

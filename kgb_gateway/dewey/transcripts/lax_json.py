@@ -32,6 +32,10 @@ _LAX = json.JSONDecoder(parse_float=_float, parse_constant=str, parse_int=_whole
 def text_of_bytes(data: bytes) -> str:
     """``data`` as text: UTF-8 with or without a BOM, UTF-16 and UTF-32 as RFC 4627 tells them apart."""
     coding = json.detect_encoding(data[:4]) if data else "utf-8"
+    try:
+        return data.decode(coding)
+    except UnicodeDecodeError:
+        pass
     return data.decode(coding, "surrogatepass" if coding.startswith("utf-8") and _is_wtf8(data) else "replace")
 
 

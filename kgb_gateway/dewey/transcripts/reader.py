@@ -12,6 +12,7 @@ from .assembling import assembled
 from .coding import Decoder, decoded
 from .detect import Headers, Surface, header
 from .dialects import READERS
+from .earlier import Earlier
 from .eventstream import PRELUDE
 from .framing import Framing, Told, framing_of
 from .gather import table, text, without
@@ -27,8 +28,10 @@ _ANSWERED = ("turn", "compact", "retrieve", "websocket")
 """Kinds whose replies are messages."""
 
 
-def read_request(surface: Surface, headers: Headers, body: bytes) -> tuple[Prompt, Mapping[str, Json]]:
-    """What was asked, and the request's JSON object. NotReadable: the body is none."""
+def read_request(
+    surface: Surface, headers: Headers, body: bytes, earlier: Earlier | None = None
+) -> tuple[Prompt, Mapping[str, Json]]:
+    """What was asked, and the request's JSON object. ``earlier``: what was read before. NotReadable: the body is none."""
     value = loads(decoded(_coding_of(header(headers, "content-encoding"), body[:16]), body))
     if not isinstance(value, dict):
         raise NotReadable("the request is no JSON object")
@@ -40,7 +43,8 @@ def read_request(surface: Surface, headers: Headers, body: bytes) -> tuple[Promp
     if surface.dialect is Dialect.GEMINI and isinstance(value.get("generateContentRequest"), dict):
         asked = table(value["generateContentRequest"])
     try:
-        prompt = READERS[surface.dialect].prompt(asked)
+        read = READERS[surface.dialect].prompt
+        prompt = read(asked) if earlier is None else earlier.prompt(surface.dialect, read, asked, len(body))
     except RecursionError:
         raise NotReadable("the JSON is nested too deeply") from None
     model = prompt.model or surface.model

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 from kgb_gateway.dewey.librarian import Librarian, lock
+from kgb_gateway.dewey.serving import calm_collector
 from kgb_gateway.segments import segments_in
 from tests.spools import prices
 
 
 def take(home: Path, total: int) -> dict[str, float]:
     """Take in ``total`` bytes of bodies, then pack their segments. RuntimeError when anything was not read, or not packed."""
+    calm_collector()
     with lock(home):
         librarian = Librarian(home, prices())
         totals, spool = librarian.ingest.totals, librarian.layout.spool
