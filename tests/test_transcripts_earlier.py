@@ -53,9 +53,8 @@ def test_true_is_not_one() -> None:
     """Python calls 1, 1.0 and True equal; JSON does not."""
     earlier = Earlier()
     for value in ("1", "true", "1.0"):
-        told = json.loads(
-            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": %s}]}, {}]}' % value
-        )
+        block = f'{{"type": "text", "text": "a", "x": {value}}}'
+        told = json.loads(f'{{"messages": [{{"role": "user", "content": [{block}]}}, {{}}]}}')
         found = read(earlier, told).messages[0].blocks[0].value
         assert json.dumps(found["x"]) == value
 
