@@ -196,6 +196,14 @@ class TestProcess:
             await eventually(lambda: sessions(tmp_path) == 1)
             assert "failing" not in process.status()
 
+    async def test_a_store_that_is_taken_away_is_made_anew(self, tmp_path: Path) -> None:
+        async with working(tmp_path):
+            write(tmp_path, turns(["one"]))
+            await eventually(lambda: sessions(tmp_path) == 1)
+            (tmp_path / "dewey.db").unlink()
+            write(tmp_path, turns(["two"], first=5, session="other"))
+            await eventually(lambda: sessions(tmp_path) == 2)
+
 
 class TestCompanion:
     async def test_it_runs_and_ends_with_its_gateway(self, tmp_path: Path) -> None:

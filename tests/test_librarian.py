@@ -1,5 +1,6 @@
 """The librarian: what is in the spool comes into the store, whole, once, whatever happens to it or to the spool."""
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any
 import attrs
 import pytest
 
+from kgb_gateway.__main__ import main
 from kgb_gateway.dewey import ingest as ingest_module
 from kgb_gateway.dewey.archive import archived_in, open_archived, path_of
 from kgb_gateway.dewey.document import Turn
@@ -379,6 +381,46 @@ class TestTrouble:
             assert librarian.step() == 1
             librarian.close()
         assert len(dewey.turns()) == 1
+
+    def test_a_full_disk_loses_nothing(self, dewey: Dewey) -> None:
+        """SQLite's own "database or disk is full", at many places on the way."""
+        write(dewey.home, turns([random.Random(number).randbytes(20_000).hex() for number in range(3)]))
+        with lock(dewey.home):
+            librarian = Librarian(dewey.home, prices())
+            db = librarian.store.connection
+            pages = db.execute("PRAGMA page_count").fetchone()[0]
+            refused = 0
+            while not librarian.ingest.totals.exchanges:
+                db.execute(f"PRAGMA max_page_count = {pages}")
+                try:
+                    librarian.step()
+                except sqlite3.OperationalError as error:
+                    assert "full" in str(error)
+                    refused += 1
+                pages += 10
+            db.execute("PRAGMA max_page_count = 4294967294")
+            librarian.finish()
+            librarian.close()
+        assert refused > 1
+        assert [turn.outcome for turn in dewey.turns()] == ["completed"] * 3
+        assert dewey.problems() == []
+
+    def test_a_store_that_may_not_be_written_is_read_as_it_stands(
+        self, dewey: Dewey, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A data directory on a disk that is mounted read-only, as seen by the calls on it."""
+        write(dewey.home, turns(["one"]))
+        dewey.work()
+        write(dewey.home, turns(["two"], first=5))
+
+        def refuse(home: Path) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr("kgb_gateway.commands.dewey.common.lock", refuse)
+        assert main(["dewey", "list", "--json", "--data-dir", str(dewey.home)]) == 0
+        said = capsys.readouterr()
+        assert len(json.loads(said.out)) == 1
+        assert "what is new is not taken in: [Errno 30] Read-only file system" in said.err
 
     def test_a_deleted_store_is_made_anew(self, dewey: Dewey) -> None:
         write(dewey.home, turns(["one"]))

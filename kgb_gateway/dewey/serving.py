@@ -102,11 +102,19 @@ class Process:
 
     def _follow(self) -> None:
         """In a thread: everything that touches the store."""
+        while not self._stopping.is_set() and not self._aside.is_set():
+            self._keep_up()
+
+    def _keep_up(self) -> None:
+        """Until somebody wants the place, or the store is taken away."""
         assert self._live is not None
         librarian = Librarian(self._home, self._prices, self._retention, self._live)
         self._state = {"state": "working", "pid": os.getpid(), "since": time.time()}
         try:
             while not self._stopping.is_set() and not self._aside.is_set():
+                if not librarian.store.is_there:
+                    _log.warning("the store of %s was taken away; it is made anew from the segments", self._home)
+                    return
                 wait = WATCHED_SECONDS if self._live.watched else POLL_SECONDS
                 try:
                     if librarian.step():

@@ -41,6 +41,8 @@ def newest() -> int:
 def open_writer(path: Path) -> sqlite3.Connection:
     """The one connection that writes; the file is made, 0600, or brought up to date in place. StoreError when it cannot be."""
     if not path.exists():
+        for left in ("-wal", "-shm"):  # of a store that was taken away: SQLite would take its log for the new one's
+            path.with_name(path.name + left).unlink(missing_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     try:
         connection = _connect(path, "rwc")

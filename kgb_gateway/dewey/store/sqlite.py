@@ -5,6 +5,7 @@ only what is new is written, packed and put into the full-text index.
 """
 
 import json
+import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ class SqliteWriter:
     def __init__(self, path: Path, view: Viewer) -> None:
         self.path = path
         self._db = open_writer(path)
+        self._file = path.stat()
         self.view = view
         self._nodes = Remembered()
         self._messages = Remembered()
@@ -47,6 +49,14 @@ class SqliteWriter:
     def connection(self) -> sqlite3.Connection:
         """The one connection that writes, for the rest of the store."""
         return self._db
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file that this writes to is still the one of its name: one that was deleted takes writes all the same."""
+        try:
+            return os.path.samestat(self._file, self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Everything into the main file, then let go of it."""
