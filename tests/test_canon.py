@@ -1,5 +1,6 @@
 """Canonical forms: what was said twice has one hash, and nothing else has it."""
 
+import json
 from typing import Any
 
 import pytest
@@ -40,6 +41,14 @@ def message(*blocks: Block, role: str = "user", **extra: Any) -> Message:
 @given(json_values)
 def test_json_comes_back_as_it_was(value: object) -> None:
     assert from_json(to_json(value)) == value
+
+
+@given(json_values | st.dictionaries(st.text(), st.text()))
+def test_it_is_the_json_that_the_encoder_writes(value: object) -> None:
+    plain = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    assert to_json(value) == plain.encode("utf-8", "surrogatepass")
+    ordered = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    assert hash_of(value) == digest(ordered.encode("utf-8", "surrogatepass"))
 
 
 @pytest.mark.parametrize("value", ["\ud800", "a\0b", {"\udfff": "\ud800x"}, "🙂", 10**400])

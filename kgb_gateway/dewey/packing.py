@@ -16,6 +16,9 @@ PLAIN, ZSTD = 0, 1
 """Codecs."""
 
 LEVEL = 3
+_PACKER = zstd.ZstdCompressor(LEVEL)
+"""One for all: to make one costs as much as to pack a block. Each call is a frame of its own, and it has a lock of its own."""
+
 SMALL = 96
 """Bytes below which it is not worth the header."""
 
@@ -24,7 +27,7 @@ def pack(data: bytes) -> tuple[int, bytes]:
     """The codec and the bytes to keep for ``data``: whichever is shorter."""
     if len(data) < SMALL:
         return PLAIN, data
-    packed = zstd.compress(data, LEVEL)
+    packed = _PACKER.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
     return (ZSTD, packed) if len(packed) < len(data) else (PLAIN, data)
 
 

@@ -319,8 +319,8 @@ class SqliteWriter:
         row = cursor.lastrowid or 0
         for place, block in enumerate(message.blocks):
             # What people do not search for has hashes of its own: a block is in the index, or it is not.
-            key = block.hash if dialect is not None else digest(b"unsearched", block.hash)
-            part = self._block(key, block.kind, block.value, dialect, block)
+            part_key = block.hash if dialect is not None else digest(b"unsearched", block.hash)
+            part = self._block(part_key, block.kind, block.value, dialect, block)
             self._db.execute("INSERT INTO part VALUES (?, ?, ?)", (row, place, part))
         self._messages.add(key, row)
         return row
