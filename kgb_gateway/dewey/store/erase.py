@@ -83,8 +83,8 @@ class Eraser:
         for table, number in (("conversation", conversation), ("session", session)):
             if number is not None:
                 self._db.execute(
-                    f"DELETE FROM {table} WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM exchange WHERE {table} = ?1)",
-                    (number,),
+                    f"DELETE FROM {table} WHERE id = :id AND NOT EXISTS (SELECT 1 FROM exchange WHERE {table} = :id)",
+                    {"id": number},
                 )
 
     def _nodes(self, leaf: object, dialect: str) -> None:
@@ -92,10 +92,10 @@ class Eraser:
         node = leaf
         while node is not None:
             row = self._db.execute(
-                "SELECT parent, message FROM node WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM node WHERE parent = ?1) "
-                "AND NOT EXISTS (SELECT 1 FROM exchange WHERE node = ?1) "
-                "AND NOT EXISTS (SELECT 1 FROM exchange WHERE reply = ?1)",
-                (node,),
+                "SELECT parent, message FROM node WHERE id = :id AND NOT EXISTS (SELECT 1 FROM node WHERE parent = :id) "
+                "AND NOT EXISTS (SELECT 1 FROM exchange WHERE node = :id) "
+                "AND NOT EXISTS (SELECT 1 FROM exchange WHERE reply = :id)",
+                {"id": node},
             ).fetchone()
             if row is None:
                 return
@@ -105,9 +105,9 @@ class Eraser:
 
     def _message(self, message: object, dialect: str) -> None:
         used = self._db.execute(
-            "SELECT EXISTS (SELECT 1 FROM node WHERE message = ?1) OR EXISTS (SELECT 1 FROM exchange WHERE system = ?1) "
-            "OR EXISTS (SELECT 1 FROM exchange WHERE tools = ?1)",
-            (message,),
+            "SELECT EXISTS (SELECT 1 FROM node WHERE message = :id) OR EXISTS (SELECT 1 FROM exchange WHERE system = :id) "
+            "OR EXISTS (SELECT 1 FROM exchange WHERE tools = :id)",
+            {"id": message},
         ).fetchone()[0]
         if message is None or used:
             return
@@ -120,9 +120,9 @@ class Eraser:
     def _block(self, block: object, dialect: str) -> None:
         """Take a block away, with its words where it was in a message (``dialect``)."""
         row = self._db.execute(
-            "SELECT kind, codec, data FROM block WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM part WHERE block = ?1) "
-            "AND NOT EXISTS (SELECT 1 FROM exchange WHERE params = ?1)",
-            (block,),
+            "SELECT kind, codec, data FROM block WHERE id = :id AND NOT EXISTS (SELECT 1 FROM part WHERE block = :id) "
+            "AND NOT EXISTS (SELECT 1 FROM exchange WHERE params = :id)",
+            {"id": block},
         ).fetchone()
         if row is None:
             return

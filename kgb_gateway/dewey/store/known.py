@@ -27,11 +27,11 @@ def like(db: sqlite3.Connection, chain: Sequence[bytes], caller: str) -> str:
     if node is None:
         return ""
     row = db.execute(
-        "WITH RECURSIVE down (id) AS (SELECT ?1 UNION SELECT node.id FROM node JOIN down ON node.parent = down.id "
-        "LIMIT ?3) "
+        "WITH RECURSIVE down (id) AS (SELECT :node UNION SELECT node.id FROM node JOIN down ON node.parent = down.id "
+        "LIMIT :branches) "
         "SELECT session.key FROM down JOIN exchange ON exchange.node = down.id OR exchange.reply = down.id "
-        "JOIN session ON session.id = exchange.session WHERE exchange.caller = ?2 ORDER BY exchange.at DESC LIMIT 1",
-        (node, caller, _BRANCHES),
+        "JOIN session ON session.id = exchange.session WHERE exchange.caller = :caller ORDER BY exchange.at DESC LIMIT 1",
+        {"node": node, "caller": caller, "branches": _BRANCHES},
     ).fetchone()
     return str(row[0]) if row is not None else ""
 

@@ -197,8 +197,8 @@ class StoreReader:
             return ("exchange", row[0]) if row is not None else None
         for table, column in (("conversation", "key"), ("session", "key"), ("exchange", "name")):
             rows = self._db.execute(
-                f"SELECT id, {column} FROM {table} WHERE {column} >= ?1 AND {column} < ?1 || char(1114111) LIMIT 20",
-                (text,),
+                f"SELECT id, {column} FROM {table} WHERE {column} >= :text AND {column} < :text || char(1114111) LIMIT 20",
+                {"text": text},
             ).fetchall()
             exact = [row for row in rows if row[1] == text]
             if len(exact) == 1 or len(rows) == 1:
@@ -244,8 +244,8 @@ class StoreReader:
         """The exchanges of a session, or of a caller."""
         rows = self._db.execute(
             "SELECT uuid FROM exchange LEFT JOIN session ON session.id = exchange.session "
-            "WHERE (?1 <> '' AND session.key = ?1) OR (?2 <> '' AND exchange.caller = ?2) ORDER BY exchange.at",
-            (session, caller),
+            "WHERE (:session <> '' AND session.key = :session) OR (:caller <> '' AND exchange.caller = :caller) ORDER BY exchange.at",
+            {"session": session, "caller": caller},
         )
         return [row[0] for row in rows]
 

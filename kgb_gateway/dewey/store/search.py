@@ -157,7 +157,7 @@ def first_exchange(db: sqlite3.Connection, node: int) -> int | None:
     """The first exchange in which ``node`` was: the one whose request or reply ends at or behind it."""
     for _ in range(10_000):
         row = db.execute(
-            "SELECT id FROM exchange WHERE node = ?1 OR reply = ?1 ORDER BY at, id LIMIT 1", (node,)
+            "SELECT id FROM exchange WHERE node = :node OR reply = :node ORDER BY at, id LIMIT 1", {"node": node}
         ).fetchone()
         if row is not None:
             return int(row[0])

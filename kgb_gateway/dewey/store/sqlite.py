@@ -368,7 +368,7 @@ class SqliteWriter:
 def has(db: sqlite3.Connection, uuid: bytes) -> bool:
     """Whether this exchange is in the store, or was erased for good."""
     row = db.execute(
-        "SELECT EXISTS (SELECT 1 FROM exchange WHERE uuid = ?1) OR EXISTS (SELECT 1 FROM erasure WHERE uuid = ?1)",
-        (uuid,),
+        "SELECT EXISTS (SELECT 1 FROM exchange WHERE uuid = :uuid) OR EXISTS (SELECT 1 FROM erasure WHERE uuid = :uuid)",
+        {"uuid": uuid},
     ).fetchone()
     return bool(row[0])
