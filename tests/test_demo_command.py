@@ -65,6 +65,9 @@ class TestCommand:
         assert logged["id"] in summary
         assert (logged["path"], logged["status"], logged["outcome"]) == ("/v1/messages", 200, "completed")
         assert "kgb serve --demo" in said.out
+        recorded = said.out.partition("And on record (kgb dewey show last):")[2]
+        assert command.PROMPT in recorded
+        assert "get_weather" in recorded
 
     async def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert await run("--pace", "0", "--json") == 0

@@ -32,7 +32,7 @@ A dot
 main · claude-code · /home/ada · session s1 · c1
 
 ── 1  2026-05-28 20:26:40  claude-sonnet-4-5  in 12.3k (cached 11.9k) out 456  $0.0123  2.1 s ──────
-system: system prompt, 16 characters, 1 tools
+system: system prompt, 16 characters, 1 tool
 user:
     What is in this picture?
   [image: image/png, 70 B]

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from aiohttp import web
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.upstream import parse_upstream
 from kgb_gateway.app import create_app, load
+from kgb_gateway.commands.dewey.common import catch_up
+from kgb_gateway.commands.dewey.show import terminal
 from kgb_gateway.compare.parse import Arrival
 from kgb_gateway.compare.report import tolerant
 from kgb_gateway.compare.requests import Request
@@ -24,6 +26,12 @@ from kgb_gateway.compare.wire import Answer, WireError, ask
 from kgb_gateway.demo import demo_upstream
 from kgb_gateway.demo.provider import DEFAULT_PACE
 from kgb_gateway.demo.show import HEADING, EventReader, ShownEvent, paint
+from kgb_gateway.dewey.librarian import Retention
+from kgb_gateway.dewey.show import Fold, show
+from kgb_gateway.dewey.spool import Layout
+from kgb_gateway.dewey.store.database import StoreError
+from kgb_gateway.dewey.store.reader import StoreReader
+from kgb_gateway.dewey.transcripts.view import view
 
 TIMEOUT = 600.0
 """Seconds the whole answer may take."""
@@ -42,7 +50,8 @@ _NEXT = """\
 Go on with:
   kgb serve --demo    the same gateway to try an agent or SDK on, no key needed
   kgb serve           the gateway in front of https://api.anthropic.com
-                      then: ANTHROPIC_BASE_URL=http://127.0.0.1:8089 claude"""
+                      then: ANTHROPIC_BASE_URL=http://127.0.0.1:8089 claude
+  kgb dewey list      what passed, on record"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -79,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         # Whoever read this has seen enough. What is still buffered must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (SettingsError, WireError, OSError) as error:
+    except (SettingsError, StoreError, WireError, OSError) as error:
         print(f"kgb demo: the gateway could not be shown: {error}", file=sys.stderr)
         return 1
 
@@ -126,10 +135,25 @@ async def _demo(pace: float, out: "_AsText | _AsJson") -> int:
         async with demo_upstream(pace) as provider, _gateway(provider, data_dir) as url:
             out.begin(url)
             answer = await _show(url, reader, out)
-        logged = _last_line(data_dir / _LOG)
-    fault = _fault(answer, reader.events)
-    out.end(Summary(answer, len(reader.events), logged, fault))
+        fault = _fault(answer, reader.events)
+        out.end(Summary(answer, len(reader.events), _last_line(data_dir / _LOG), fault))
+        if not fault:
+            out.recorded(data_dir)
     return 1 if fault else 0
+
+
+def _recorded(data_dir: Path, colour: bool) -> Iterator[str]:
+    """What ``kgb dewey show last`` says of it, read out of the journal by the librarian's own way."""
+    catch_up(data_dir, Retention())
+    store = StoreReader(Layout(data_dir))
+    try:
+        found = store.find("last")
+        conversation = store.conversation_of(found[1]) if found is not None and found[0] == "conversation" else None
+        if conversation is None:
+            raise StoreError("the conversation is not on record")
+        yield from show(conversation, view, terminal(colour), Fold())
+    finally:
+        store.close()
 
 
 async def _show(url: str, reader: EventReader, out: "_AsText | _AsJson") -> Answer:
@@ -222,6 +246,11 @@ class _AsText:
         print(f"\n{summary.text()}")
         if summary.logged:
             print(f"\nThe gateway's access log:\n  {summary.logged}")
+
+    def recorded(self, data_dir: Path) -> None:
+        print("\nAnd on record (kgb dewey show last):\n")
+        for line in _recorded(data_dir, self.colour):
+            print(line)
         print(f"\n{_NEXT}")
 
 
@@ -232,6 +261,9 @@ class _AsJson:
 
     def event(self, event: ShownEvent) -> None:
         print(json.dumps(event.document()), flush=True)
+
+    def recorded(self, data_dir: Path) -> None:
+        """Nothing: the summary is what a machine reads last; ``kgb dewey show --json`` is there for the record."""
 
     def end(self, summary: Summary) -> None:
         print(json.dumps({"summary": summary.document()}), flush=True)

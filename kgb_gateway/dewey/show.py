@@ -166,7 +166,7 @@ class _Page:
         blocks = [self._view(turn.dialect, block) for block in turn.system]
         letters = sum(len(block.text) for block in blocks)
         said = [f"system prompt, {texts.count(letters)} characters"] if blocks else []
-        said += [f"{len(turn.tools)} tools"] if turn.tools else []
+        said += [texts.things(len(turn.tools), "tool")] if turn.tools else []
         yield self.style.paint("system", f"system: {', '.join(said)}")
         if self.fold.system:
             for block in blocks:

@@ -181,6 +181,11 @@ def _tame(value: Json, depth: int) -> Json:
 # Numbers.
 
 
+def things(number: int, name: str) -> str:
+    """``1 tool``, ``2 tools``."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
 def count(value: float) -> str:
     """A number of things in a few digits: ``999``, ``12.3k``, ``4.1M``."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -101,6 +101,11 @@ def style_of(args: argparse.Namespace) -> Style:
         and not os.environ.get("NO_COLOR")
         and os.environ.get("TERM") != "dumb"
     )
+    return terminal(colour)
+
+
+def terminal(colour: bool) -> Style:
+    """The terminal's width, signs and time zone."""
     zone = datetime.fromtimestamp(time.time()).astimezone().tzinfo
     assert zone is not None
     return Style(colour, shutil.get_terminal_size((100, 40)).columns, signs(), zone)

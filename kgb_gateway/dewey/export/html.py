@@ -16,7 +16,7 @@ import attrs
 from kgb_gateway.dewey.document import Conversation, Instructions, Turn, Viewer, look
 from kgb_gateway.dewey.media import Media, media
 from kgb_gateway.dewey.show import Style, head, marks
-from kgb_gateway.dewey.texts import json_text, one_line, visible
+from kgb_gateway.dewey.texts import json_text, one_line, things, visible
 from kgb_gateway.dewey.transcripts.model import Block, Dialect, Kind, Message, View
 
 _CSS = """
@@ -124,7 +124,7 @@ class _Page:
         if before != turn.instructions and (turn.system or turn.tools):
             parts = [self._view(turn.dialect, block).text for block in turn.system]
             parts += [json_text(tool, indent=2) for tool in turn.tools]
-            yield _folded("facts", f"System prompt, {len(turn.tools)} tools", "\n\n".join(parts))
+            yield _folded("facts", f"System prompt, {things(len(turn.tools), 'tool')}", "\n\n".join(parts))
         for message in (*turn.added, *turn.replies):
             yield from self._message(turn.dialect, message)
         if turn.partial:

@@ -13,7 +13,7 @@ import attrs
 from kgb_gateway.dewey.document import Conversation, Instructions, Turn, Viewer, look
 from kgb_gateway.dewey.media import media
 from kgb_gateway.dewey.show import Style, head, marks
-from kgb_gateway.dewey.texts import json_text, one_line, visible
+from kgb_gateway.dewey.texts import json_text, one_line, things, visible
 from kgb_gateway.dewey.transcripts.model import Block, Dialect, Kind, Message, View
 
 _ACTIVE = re.compile(r"<[A-Za-z/!?]|!\[|\]\s*[(:](?!https?://|#|mailto:)", re.IGNORECASE)
@@ -101,7 +101,7 @@ class _Page:
             yield fence(turn.error if isinstance(turn.error, str) else json_text(turn.error, indent=2))
 
     def _instructions(self, turn: Turn) -> Iterator[str]:
-        yield f"<details><summary>System prompt ({len(turn.system)} parts), {len(turn.tools)} tools</summary>"
+        yield f"<details><summary>System prompt ({things(len(turn.system), 'part')}), {things(len(turn.tools), 'tool')}</summary>"
         for block in turn.system:
             yield fence(self._view(turn.dialect, block).text, "text")
         for tool in turn.tools:
