@@ -194,7 +194,7 @@ class TestProcess:
             other.execute("ROLLBACK")
             other.close()
             await eventually(lambda: sessions(tmp_path) == 1)
-            assert "failing" not in process.status()
+            await eventually(lambda: "failing" not in process.status())
 
     async def test_a_store_that_is_taken_away_is_made_anew(self, tmp_path: Path) -> None:
         async with working(tmp_path):
