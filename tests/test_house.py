@@ -449,6 +449,20 @@ def test_typed_packages_say_so() -> None:
     assert all((ROOT / package / "py.typed").exists() for package in PACKAGES)
 
 
+def test_what_is_not_python_is_installed_too() -> None:
+    """setuptools takes the data of packages only, by the patterns in setup.cfg; a folder without ``__init__.py`` is part of its parent."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    patterns = [pattern.strip() for pattern in setup["options.package_data"]["*"].split(",")]
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.*"):
+            if path.is_dir() or "__pycache__" in path.parts or path.suffix == ".py":
+                continue
+            home = next(parent for parent in path.parents if (parent / "__init__.py").exists())
+            name = path.relative_to(home).as_posix()
+            assert any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns), path
+
+
 # The tests above can fail: what they look at is seen.
 
 SAMPLE = '''"""Sample."""

@@ -91,6 +91,20 @@ def test_system_prompt_and_tools_are_shown_when_asked_for_and_once() -> None:
     assert '"input_schema"' in whole
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_what_the_agent_tells_the_model_at_length_is_folded(role: str) -> None:
+    told = Message(role, (text("\n".join(f"rule {n}" for n in range(20))),))
+    asked = user(text("\n".join(f"line {n}" for n in range(20))))
+    turn = attrs.evolve(turns()[0], added=(told, asked))
+    folded = one(turn)
+    assert "rule 11" in folded
+    assert "rule 12" not in folded
+    assert "8 more lines" in folded
+    assert "line 19" in folded
+    assert "rule 19" in one(turn, system=True)
+    assert "rule 19" in one(turn, whole=True)
+
+
 def test_ascii_only_where_the_terminal_shows_no_more() -> None:
     assert shown(conversation(), Style(unicode=False)).isascii()
 

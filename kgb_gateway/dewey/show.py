@@ -65,8 +65,8 @@ class Style:
 
 @attrs.frozen
 class Fold:
-    """How much is shown. ``thinking``: all of it, not a line. ``whole``: nothing is folded. ``system``: system prompt and tools too.
-    ``lines``: of a tool's call or result.
+    """How much is shown. ``thinking``: all of it, not a line. ``whole``: nothing is folded. ``system``: system prompt and tools too, and
+    what the agent tells in the system's name in full. ``lines``: of a tool's call or result, and of such a message.
     """
 
     thinking: bool = False
@@ -177,18 +177,20 @@ class _Page:
     def _message(self, dialect: Dialect | None, message: Message, partial: bool = False) -> Iterator[str]:
         paint = _ROLES.get(message.role, "assistant")
         answer = message.role in ("tool", "function")
+        told = message.role in ("system", "developer") and not (self.fold.system or self.fold.whole)
+        most = self.fold.lines if told else 0
         label = texts.one_line(message.role, 40) or "?"
         if message.blocks and not self._only_results(dialect, message):
             yield self.style.paint(paint, f"{label}:")
         for block in message.blocks:
-            yield from self._block(dialect, block, answer)
+            yield from self._block(dialect, block, answer, most)
         if partial:
             yield self.style.paint("warn", "[cut off here]")
 
     def _only_results(self, dialect: Dialect | None, message: Message) -> bool:
         return all(self._view(dialect, block).kind is Kind.TOOL_RESULT for block in message.blocks)
 
-    def _block(self, dialect: Dialect | None, block: Block, answer: bool) -> Iterator[str]:
+    def _block(self, dialect: Dialect | None, block: Block, answer: bool, text_lines: int) -> Iterator[str]:
         seen = self._view(dialect, block)
         most = 0 if self.fold.whole else self.fold.lines
         if seen.kind is Kind.THINKING and not (self.fold.thinking or self.fold.whole):
@@ -210,7 +212,7 @@ class _Page:
         elif seen.kind in (Kind.TEXT, Kind.REFUSAL):
             if seen.kind is Kind.REFUSAL:
                 yield self.style.paint("warn", "  refusal:")
-            yield from self._body(seen.text)
+            yield from self._body(seen.text, text_lines)
         else:
             yield self.style.paint("dim", f"  {texts.one_line(seen.name or str(seen.kind), 60)}:")
             yield from self._body(seen.text or texts.json_text(block.value), most)
