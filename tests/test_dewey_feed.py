@@ -24,6 +24,7 @@ from kgb_gateway.dewey.librarian import Retention, lock
 from kgb_gateway.dewey.notes import SpoolWriter
 from kgb_gateway.dewey.serving import Process
 from kgb_gateway.dewey.spool import Layout
+from kgb_gateway.dewey.store.database import StoreError
 from kgb_gateway.dewey.store.reader import Filter, StoreReader
 from tests.spools import Exchange, events, prices, request, turns, user, write
 
@@ -116,13 +117,10 @@ async def working(home: Path) -> AsyncIterator[Process]:
 
 def sessions(home: Path) -> int:
     try:
-        store = StoreReader(Layout(home))
-    except Exception:
+        with StoreReader(Layout(home)) as store:
+            return len(store.sessions(Filter(), 10))
+    except StoreError:
         return 0
-    try:
-        return len(store.sessions(Filter(), 10))
-    finally:
-        store.close()
 
 
 class TestProcess:

@@ -57,10 +57,14 @@ class Dewey:
     def store(self) -> StoreReader:
         return StoreReader(self.layout)
 
+    def rows(self, query: str) -> list[Any]:
+        with self.store() as store:
+            return store.connection.execute(query).fetchall()
+
     def turns(self) -> list[Turn]:
-        store = self.store()
-        found = [turn for each in store.conversations() for turn in each.turns]
-        return sorted([*found, *store.loose()], key=lambda turn: turn.at)
+        with self.store() as store:
+            found = [turn for each in store.conversations() for turn in each.turns]
+            return sorted([*found, *store.loose()], key=lambda turn: turn.at)
 
     def age(self) -> None:
         """Segments look as if they had been written a while ago."""
@@ -68,10 +72,11 @@ class Dewey:
             os.utime(path, (1.0, 1.0))
 
     def verify(self) -> Report:
-        return verify(self.layout, self.store(), reading(), lambda _: None)
+        with self.store() as store:
+            return verify(self.layout, store, reading(), lambda _: None)
 
     def problems(self) -> list[str]:
-        return [row[0] for row in self.store().connection.execute("SELECT why FROM problem ORDER BY id")]
+        return [row[0] for row in self.rows("SELECT why FROM problem ORDER BY id")]
 
 
 @pytest.fixture
@@ -235,7 +240,7 @@ class TestInstances:
             write(dewey.home, turns(["one", "two"], first=1 + 10 * number, session=f"s-{number}"))
         dewey.work()
         assert len(dewey.turns()) == 6
-        assert len(dewey.store().connection.execute("SELECT * FROM position").fetchall()) == 3
+        assert len(dewey.rows("SELECT * FROM position")) == 3
 
     def test_one_librarian_at_a_time(self, dewey: Dewey) -> None:
         with lock(dewey.home), pytest.raises(Busy, match="another librarian"), lock(dewey.home):
@@ -292,8 +297,7 @@ class TestNotes:
         dewey.work()
         write(dewey.home, turns(["canary live"], first=8, session="s-2"))
         dewey.work()
-        with dewey.store().connection as db:
-            uuids = [row[0] for row in db.execute("SELECT uuid FROM exchange WHERE at > 1760000004")]
+        uuids = [row[0] for row in dewey.rows("SELECT uuid FROM exchange WHERE at > 1760000004")]
         write_forget(dewey.layout.spool, "test", uuids)
         dewey.work()
         assert [said(turn)[0] for turn in dewey.turns()] == [["keep this"]]
@@ -312,7 +316,7 @@ class TestNotes:
         for pinned in (True, False):
             write_pin(dewey.layout.spool, "test", dewey.turns()[0].session, pinned=pinned)
             dewey.work()
-            assert dewey.store().connection.execute("SELECT pinned FROM session").fetchone()[0] == pinned
+            assert dewey.rows("SELECT pinned FROM session")[0][0] == pinned
 
 
 class TestRebuild:
@@ -343,7 +347,7 @@ class TestRebuild:
             done = rebuild(dewey.layout, reading(), lambda _: None)
         assert (done.read, done.carried) == (1, 2)
         assert dewey.turns() == before
-        assert dewey.store().connection.execute("SELECT pinned FROM session").fetchone()[0] == 1
+        assert dewey.rows("SELECT pinned FROM session")[0][0] == 1
 
     def test_what_was_erased_stays_so(self, dewey: Dewey) -> None:
         write(dewey.home, turns(["one", "two"]))

@@ -3,6 +3,7 @@
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Store:
     writer: SqliteWriter
     placer: Placer
     eraser: Eraser
+    opened: ExitStack
 
     def add(self, *entries: Entry) -> None:
         with self.writer.transaction():
@@ -90,10 +92,11 @@ class Store:
                 self.writer.add(self.placer.place(each))
 
     def reader(self) -> StoreReader:
-        return StoreReader(self.layout)
+        return self.opened.enter_context(StoreReader(self.layout))
 
     def turns(self) -> list[Turn]:
-        return [turn for each in self.reader().conversations() for turn in each.turns]
+        with StoreReader(self.layout) as reader:
+            return [turn for each in reader.conversations() for turn in each.turns]
 
     def count(self, table: str) -> int:
         found: int = self.writer.connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
@@ -105,8 +108,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     assert request.param == "sqlite"
     layout = Layout(tmp_path)
     writer = SqliteWriter(layout.store, view)
-    yield Store(layout, writer, Placer(writer), Eraser(writer))
-    writer.close()
+    with ExitStack() as opened:
+        opened.callback(writer.close)
+        yield Store(layout, writer, Placer(writer), Eraser(writer), opened)
 
 
 class TestWhatGoesIn:
@@ -238,8 +242,9 @@ class TestTransactions:
 class TestLinks:
     def test_are_found_by_the_session_and_survive_a_restart(self, store: Store) -> None:
         store.add(entry(1, "hello", reply="hi"))
-        again = Placer(SqliteWriter(store.layout.store, view))
-        placed = again.place(entry(2, "hello", "hi", "more"))
+        writer = SqliteWriter(store.layout.store, view)
+        store.opened.callback(writer.close)
+        placed = Placer(writer).place(entry(2, "hello", "hi", "more"))
         assert placed.link.relation == Relation.APPENDED
         assert placed.link.replied
         assert placed.conversation == store.turns()[0].conversation

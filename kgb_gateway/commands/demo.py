@@ -145,15 +145,12 @@ async def _demo(pace: float, out: "_AsText | _AsJson") -> int:
 def _recorded(data_dir: Path, colour: bool) -> Iterator[str]:
     """What ``kgb dewey show last`` says of it, read out of the journal by the librarian's own way."""
     catch_up(data_dir, Retention())
-    store = StoreReader(Layout(data_dir))
-    try:
+    with StoreReader(Layout(data_dir)) as store:
         found = store.find("last")
         conversation = store.conversation_of(found[1]) if found is not None and found[0] == "conversation" else None
         if conversation is None:
             raise StoreError("the conversation is not on record")
         yield from show(conversation, view, terminal(colour), Fold())
-    finally:
-        store.close()
 
 
 async def _show(url: str, reader: EventReader, out: "_AsText | _AsJson") -> Answer:

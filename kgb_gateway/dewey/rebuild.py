@@ -7,6 +7,7 @@ spool like everything else, and those of expired segments are carried over too.
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,25 @@ def rebuild(layout: Layout, reading: Reading, progress: Callable[[int], None]) -
     when the old one is of a newer version."""
     target = layout.store.with_suffix(".new")
     _remove(target)
-    writer = SqliteWriter(target, view)
-    eraser = Eraser(writer)
-    notes = Notes(layout, eraser)
     try:
-        carried = 0
-        old = _old(layout)
-        if old is not None:
-            carried = _carry(old, writer, eraser)
-        ingest = Ingest(layout, writer, reading, notes.apply)
-        while ingest.run():
-            progress(ingest.totals.exchanges)
-        if old is not None:
-            with writer.transaction():
-                for row in old.connection.execute("SELECT key FROM session WHERE pinned"):
-                    eraser.pin(row[0], pinned=True)
-            old.close()
+        with ExitStack() as opened:
+            old = _old(layout)
+            if old is not None:
+                opened.enter_context(old)
+            writer = SqliteWriter(target, view)
+            opened.callback(writer.close)
+            eraser = Eraser(writer)
+            carried = _carry(old, writer, eraser) if old is not None else 0
+            ingest = Ingest(layout, writer, reading, Notes(layout, eraser).apply)
+            while ingest.run():
+                progress(ingest.totals.exchanges)
+            if old is not None:
+                with writer.transaction():
+                    for row in old.connection.execute("SELECT key FROM session WHERE pinned"):
+                        eraser.pin(row[0], pinned=True)
     except BaseException:
-        writer.close()
         _remove(target)
         raise
-    writer.close()
     for suffix in ("-wal", "-shm"):
         layout.store.with_name(layout.store.name + suffix).unlink(missing_ok=True)
     os.replace(target, layout.store)

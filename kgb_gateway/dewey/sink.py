@@ -181,13 +181,11 @@ class Sink:
             store = StoreReader(self._layout)
         except StoreError:
             return []
-        try:
+        with store:
             status = os.stat(self._layout.store)
             if (status.st_dev, status.st_ino) != self._store:  # made anew: rows have other numbers
                 self._store, self._last = (status.st_dev, status.st_ino), 0
             return list(self._undelivered(store))
-        finally:
-            store.close()
 
     def _undelivered(self, store: StoreReader) -> Iterator[Turn]:
         found = 0

@@ -1,5 +1,6 @@
 """Credentials that pass a gateway are nowhere in what it keeps, prints and sends on."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -107,7 +108,8 @@ async def test_no_credential_is_kept_printed_or_sent_on(
         kept += os.pread(Unpacked().open(layout.archive, name), 1 << 30, 0)
     everything = {**live, **files(tmp_path), Path("sealed"): kept}
     everything |= {Path("shown"): shown.encode(), Path("logged"): caplog.text.encode(), Path("refused"): refused.body}
-    everything[Path("database")] = "\n".join(sqlite3.connect(layout.store).iterdump()).encode("utf-8", "replace")
+    with contextlib.closing(sqlite3.connect(layout.store)) as db:
+        everything[Path("database")] = "\n".join(db.iterdump()).encode("utf-8", "replace")
     found = {str(path): canaries.found_in(data) for path, data in everything.items()}
     assert {path: names for path, names in found.items() if names} == {}
     assert any(b"wombat" in data for data in everything.values()), "there is something to be found"

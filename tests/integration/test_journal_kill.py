@@ -142,12 +142,12 @@ def check(home: Path, ledgers: list[Ledger]) -> None:
         librarian = Librarian(home, prices())
         librarian.finish()
         librarian.close()
-    store = StoreReader(layout)
-    stored = store.connection.execute("SELECT uuid, response_sha256, outcome FROM exchange").fetchall()
-    assert {row[0]: row[1] for row in stored} == {key: hashlib.sha256(body).digest() for key, body in bodies.items()}
-    assert {row[2] for row in stored} == {"interrupted"}
-    assert verify(layout, store, reading(), lambda _: None).faults == []
-    store.close()
+    with StoreReader(layout) as store:
+        stored = store.connection.execute("SELECT uuid, response_sha256, outcome FROM exchange").fetchall()
+        wanted = {key: hashlib.sha256(body).digest() for key, body in bodies.items()}
+        assert {row[0]: row[1] for row in stored} == wanted
+        assert {row[2] for row in stored} == {"interrupted"}
+        assert verify(layout, store, reading(), lambda _: None).faults == []
 
 
 async def test_kill_9_under_fifty_streams(tmp_path: Path) -> None:

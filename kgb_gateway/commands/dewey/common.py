@@ -158,11 +158,8 @@ def opened(args: argparse.Namespace) -> Iterator[StoreReader]:
     """The store, with everything in it that has been recorded by now."""
     home = home_of(args)
     catch_up(home, retention_of(args))
-    store = StoreReader(Layout(home))
-    try:
+    with StoreReader(Layout(home)) as store:
         yield store
-    finally:
-        store.close()
 
 
 def catch_up(home: Path, retention: Retention) -> None:

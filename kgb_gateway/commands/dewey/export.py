@@ -131,8 +131,7 @@ def _import(args: argparse.Namespace) -> int:
     redactor = Redactor(secret_of(home))
     progress = progress_on(sys.stderr.isatty(), "turns read")
     layout = Layout(home)
-    known = _known(args, layout)
-    with SpoolWriter(layout.spool, version("kgb-gateway")) as writer:
+    with _known(args) as known, SpoolWriter(layout.spool, version("kgb-gateway")) as writer:
         for path, turns in _sources(args.paths, faults):
             try:
                 done = write_turns(writer, turns, redactor, known, progress)
@@ -166,13 +165,14 @@ class _Known:
         return False
 
 
-def _known(args: argparse.Namespace, layout: Layout) -> _Known:
-    try:
-        with opened(args):
-            pass
-        return _Known(StoreReader(layout))
-    except StoreError:
-        return _Known(None)  # nothing has been recorded yet
+@contextlib.contextmanager
+def _known(args: argparse.Namespace) -> Iterator[_Known]:
+    with contextlib.ExitStack() as stack:
+        try:
+            store = stack.enter_context(opened(args))
+        except StoreError:
+            store = None  # nothing has been recorded yet
+        yield _Known(store)
 
 
 def _sources(paths: Iterable[Path], faults: list[str]) -> Iterator[tuple[Path, Iterator[Turn]]]:

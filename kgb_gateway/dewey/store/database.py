@@ -7,6 +7,8 @@ read-only and never write to it.
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -44,8 +46,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         for left in ("-wal", "-shm"):  # of a store that was taken away: SQLite would take its log for the new one's
             path.with_name(path.name + left).unlink(missing_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    try:
-        connection = _connect(path, "rwc")
+    with _connecting(path, "rwc") as connection:
         _check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -53,8 +54,6 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
         migrate(connection)
-    except sqlite3.Error as error:
-        raise _wrong(path, error) from None
     return connection
 
 
@@ -62,14 +61,11 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """A connection that can only read. StoreError when there is no store, or a newer one."""
     if not path.exists():
         raise StoreError(f"{path} is not there: nothing has been recorded yet, or --data-dir names another directory")
-    try:
-        connection = _connect(path, "ro")
+    with _connecting(path, "ro") as connection:
         if _check(connection, path) < newest():
             raise StoreError(
                 f"{path} is of an older version; run `kgb dewey serve` (or `kgb serve`) once to upgrade it"
             )
-    except sqlite3.Error as error:
-        raise _wrong(path, error) from None
     return connection
 
 
@@ -94,15 +90,26 @@ def checkpoint(connection: sqlite3.Connection, *, whole: bool = False) -> None:
     connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if whole else 'PASSIVE'})").fetchall()
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    # quote() would leave what SQLite reads as URI syntax
-    where = f"{path.absolute().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(
-        where, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True, cached_statements=256
-    )
-    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    connection.execute("PRAGMA trusted_schema = OFF")
-    return connection
+@contextmanager
+def _connecting(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    """A connection that stays open, unless what is done with it here fails."""
+    with ExitStack() as undo:
+        try:
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={mode}",  # quote() would leave what SQLite reads as URI syntax
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+                cached_statements=256,
+            )
+            undo.callback(connection.close)
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            yield connection
+        except sqlite3.Error as error:
+            raise _wrong(path, error) from None
+        undo.pop_all()
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:

@@ -7,6 +7,7 @@ that it works beside a librarian that writes, and beside none.
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
 
 import attrs
 
@@ -69,13 +70,20 @@ _FACTS = ("name", "surface", "unreadable", "stream", "error_code", "attempts", "
 
 
 class StoreReader:
-    """Answers questions about what is in the store of ``layout``. StoreError when there is none."""
+    """Answers questions about what is in the store of ``layout``, and closes it at the end of a ``with``. StoreError when there is
+    none."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._db = open_reader(layout.store)
         self._db.row_factory = sqlite3.Row
         self._said = Said(self._db)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -60,8 +60,10 @@ class SqliteWriter:
 
     def close(self) -> None:
         """Everything into the main file, then let go of it."""
-        checkpoint(self._db, whole=True)
-        self._db.close()
+        try:
+            checkpoint(self._db, whole=True)
+        finally:
+            self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

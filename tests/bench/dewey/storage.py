@@ -54,11 +54,8 @@ def put_away(home: Path) -> None:
 
 def faults_of(home: Path, exchanges: int) -> list[str]:
     """What ``kgb dewey verify`` finds wrong, and what it did not look at."""
-    store = StoreReader(Layout(home))
-    try:
+    with StoreReader(Layout(home)) as store:
         report = verify(store.layout, store, reading(), lambda _: None)
-    finally:
-        store.close()
     missing = {"in the store": report.exchanges, "in segments": report.raw}
     found = [
         f"{number} of {exchanges} exchanges are {where}" for where, number in missing.items() if number != exchanges
