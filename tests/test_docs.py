@@ -157,12 +157,17 @@ def readme_commands() -> list[str]:
 COMMAND = re.compile(r"^(?:    |   \$ )((?:\.venv/bin/)?(?:kgb|fiedler) .*(?:\\\n.*)*)$", re.MULTILINE)
 
 
-@each_page
-def test_commands_are_spelled_right(page: Path) -> None:
+def commands() -> argparse.ArgumentParser:
     kgb = argparse.ArgumentParser(prog="kgb", exit_on_error=False)
     subparsers = kgb.add_subparsers(required=True)
     for module in COMMANDS:
         module.add_parser(subparsers)
+    return kgb
+
+
+@each_page
+def test_commands_are_spelled_right(page: Path) -> None:
+    kgb = commands()
     for line in COMMAND.findall(page.read_text(encoding="utf-8")):
         program, *words = shlex.split(line, comments=True)
         if program.endswith("kgb"):
@@ -312,14 +317,16 @@ def _dotted(table: Mapping[str, object], above: str = "") -> Iterator[str]:
             yield above + key
 
 
-# The unit.
+# The units.
+
+GATEWAY, LIBRARIAN = "kgb-gateway@.service", "kgb-librarian.service"
 
 
-def unit() -> dict[str, dict[str, list[str]]]:
-    """The systemd unit: section, key, values."""
+def unit(name: str) -> dict[str, dict[str, list[str]]]:
+    """A systemd unit: section, key, values."""
     sections: dict[str, dict[str, list[str]]] = {}
     current: dict[str, list[str]] = {}
-    for line in (ROOT / "deploy" / "kgb-gateway@.service").read_text(encoding="utf-8").split("\n"):
+    for line in (ROOT / "deploy" / name).read_text(encoding="utf-8").split("\n"):
         if line.startswith("["):
             current = sections.setdefault(line.strip("[]"), {})
         elif "=" in line and not line.startswith("#"):
@@ -329,7 +336,25 @@ def unit() -> dict[str, dict[str, list[str]]]:
 
 
 def test_the_unit_waits_longer_than_a_drain() -> None:
-    service = unit()["Service"]
+    service = unit(GATEWAY)["Service"]
     assert float(service["TimeoutStopSec"][0]) > float(str(settings_defaults()["timeouts.drain"])) + 5
     assert service["Type"] == ["notify"]
     assert service["KillSignal"] == ["SIGTERM"]
+
+
+@pytest.mark.parametrize("name", [GATEWAY, LIBRARIAN])
+def test_a_unit_runs_a_command_that_there_is(name: str) -> None:
+    (command,) = unit(name)["Service"]["ExecStart"]
+    program, *words = command.replace("%i", "a").split()
+    assert Path(program).name == "kgb"
+    arguments = commands().parse_args(words)
+    assert str(arguments.config) == "/etc/kgb/gateway.toml"
+
+
+def test_both_units_share_what_they_work_on() -> None:
+    gateway, librarian = unit(GATEWAY)["Service"], unit(LIBRARIAN)["Service"]
+    for key in ("User", "Group", "UMask", "StateDirectory", "StateDirectoryMode", "RemoveIPC"):
+        assert gateway[key] == librarian[key], key
+    for service in (gateway, librarian):
+        assert service["ProtectSystem"] == ["strict"]
+        assert service["NoNewPrivileges"] == ["yes"]
