@@ -45,16 +45,16 @@ class Stalls:
         watch.cancel()
 
     async def _watch(self) -> None:
-        loop, begun = asyncio.get_running_loop(), time.monotonic()
+        begun = time.monotonic()
         lags, changing = list[float](), list[float]()
         try:
             while True:
-                due = loop.time() + LOOK_SECONDS
+                due = time.monotonic() + LOOK_SECONDS  # uvloop's own clock counts whole milliseconds
                 await asyncio.sleep(LOOK_SECONDS)
                 now = time.monotonic()
                 if now - begun > SETTLED_SECONDS:
                     steady = now - self.changed[0] > STEADY_SECONDS
-                    (lags if steady else changing).append((loop.time() - due) * 1000)
+                    (lags if steady else changing).append((now - due) * 1000)
         finally:
             told = {
                 "worst": max(lags, default=0.0),
