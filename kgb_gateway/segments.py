@@ -93,6 +93,10 @@ class Finding:
     why: str
 
 
+TORN = "a torn end"
+"""Why the bytes of a frame that a writer was killed in are none."""
+
+
 class SegmentReader:
     """Reads a segment from ``offset`` on (0: its beginning): frames, findings, and where to go on.
 
@@ -141,7 +145,7 @@ class SegmentReader:
                 self._find(at, there, "a frame of another length")
                 data, at = b"", at + there
         if finished and data:
-            self._find(at, len(data), "a torn end")
+            self._find(at, len(data), TORN)
 
     def _next(self, data: bytes, position: int) -> tuple[Frame | None, int] | None:
         """A frame and where it ends; no frame and where to look on; or None where more has to be read."""

@@ -16,7 +16,7 @@ from kgb_gateway.dewey.spool import Found, InstanceReader, Layout, SegmentFile
 from kgb_gateway.journal import Journal, JournalOptions
 from kgb_gateway.record import NO_EXCHANGE, STARTED, Frame, Kind, encode
 from kgb_gateway.segments import Name, head_of, is_held
-from kgb_gateway.tail import LEAST, Tail
+from kgb_gateway.tail import LEAST, Tail, tail_path
 from tests.spools import Exchange, events, interleaved, key, request, turns, user, write
 
 SALT = 7
@@ -70,6 +70,32 @@ class TestReading:
         assert sequences(reader) == [1, 3]
         assert any("are no frame" in fault.why for fault in reader.faults)
         assert any("1 frames before" in fault.why for fault in reader.faults)
+
+    def test_a_frame_that_was_torn_and_stands_whole_in_the_next_segment_is_no_fault(self, tmp_path: Path) -> None:
+        path = segment(tmp_path, Name("a", 1), [frame(1), frame(2, b"torn" * 10)])
+        path.write_bytes(path.read_bytes()[:-5])
+        tail = tail_path(tmp_path.resolve(), "a")
+        reader = InstanceReader(Layout(tmp_path), Position("a"))
+        try:
+            tail.write_bytes(b"what the writer left")
+            assert sequences(reader) == [1]
+            assert reader.faults == []
+        finally:
+            tail.unlink()
+        segment(tmp_path, Name("a", 2), [frame(2, b"torn" * 10), frame(3)])
+        assert sequences(reader) == [2, 3]
+        assert reader.faults == []
+
+    def test_a_frame_that_was_torn_and_is_nowhere_else_is_told(self, tmp_path: Path) -> None:
+        path = segment(tmp_path, Name("a", 1), [frame(1), frame(2, b"torn" * 10)])
+        path.write_bytes(path.read_bytes()[:-5])
+        alone = InstanceReader(Layout(tmp_path), Position("a"))
+        assert sequences(alone) == [1]
+        assert ["a torn end" in fault.why for fault in alone.faults] == [True]
+        segment(tmp_path, Name("a", 3), [frame(3)])
+        followed = InstanceReader(Layout(tmp_path), Position("a"))
+        assert sequences(followed) == [1, 3]
+        assert ["a torn end" in fault.why for fault in followed.faults] == [True, False]
 
     def test_it_goes_on_where_the_position_says(self, tmp_path: Path) -> None:
         segment(tmp_path, Name("a", 1), [frame(1), frame(2)])

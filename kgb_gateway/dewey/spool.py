@@ -12,7 +12,8 @@ import attrs
 from kgb_gateway.dewey.archive import Unpacked, archived_in, path_of
 from kgb_gateway.dewey.entry import Position
 from kgb_gateway.record import Frame
-from kgb_gateway.segments import Name, SegmentReader, is_held, parse_name, segments_in
+from kgb_gateway.segments import TORN, Name, SegmentReader, is_held, parse_name, segments_in
+from kgb_gateway.tail import tail_path
 
 SPOOL = "spool"
 ARCHIVE = "archive"
@@ -119,6 +120,7 @@ class InstanceReader:
     _file: SegmentFile | None = None
     _done: Name | None = None
     _ended: int = 0
+    _torn: Fault | None = None
 
     @property
     def instance(self) -> str:
@@ -140,6 +142,7 @@ class InstanceReader:
             names = self.layout.segments(self.instance)
             file = self._file or self._open(names)
             if file is None:
+                self._tell_torn()
                 return
             self._file = file
             finished = file.is_finished(followed=bool(names) and names[-1] > file.name)
@@ -147,18 +150,31 @@ class InstanceReader:
                 if frame.sequence <= self.sequence:
                     continue  # after a failed sync it stands in two segments
                 if self.sequence and frame.sequence > self.sequence + 1:
+                    if self._torn is not None:
+                        self.faults.append(self._torn)
                     missing = frame.sequence - self.sequence - 1
                     why = f"{missing} frames before this place are missing"
                     self.faults.append(Fault(file.name, file.reader.offset - frame.size, why))
+                self._torn = None
                 self.sequence = frame.sequence
                 yield Found(frame, file, file.reader.offset - frame.size)
             for finding in file.reader.findings:
-                why = f"{finding.length} bytes are no frame: {finding.why}"
-                self.faults.append(Fault(file.name, finding.offset, why))
+                fault = Fault(file.name, finding.offset, f"{finding.length} bytes are no frame: {finding.why}")
+                if finding.why == TORN:
+                    self._torn = fault
+                else:
+                    self.faults.append(fault)
             file.reader.findings.clear()
             if not finished:
                 return
             self._done, self._ended, self._file = file.name, file.reader.offset, None
+
+    def _tell_torn(self) -> None:
+        """A writer that is killed tears the frame that it writes. The next segment begins with that frame, out of the tail, and nothing is
+        missing; where there is no tail any more, there will be no such segment."""
+        if self._torn is not None and not tail_path(self.layout.home.resolve(), self.instance).exists():
+            self.faults.append(self._torn)
+            self._torn = None
 
     def _open(self, names: list[Name]) -> SegmentFile | None:
         """The next segment, or the one of the position."""
