@@ -13,7 +13,10 @@ from fiedler_proxy.heads import Announcements
 from fiedler_proxy.lifecycle import Gateway, create_application
 from fiedler_proxy.pool import tls_context
 from fiedler_proxy.relay import Relay
+from fiedler_proxy.router import ROUTER, Router
 from fiedler_proxy.settings import FIEDLER, KEYS_FILE, Draft, Settings, read
+from fiedler_proxy.slot_choice import FILE as SLOTS
+from fiedler_proxy.slot_choice import ChoiceFile
 
 
 def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -115,8 +118,9 @@ def checked(draft: Draft, faults: Faults) -> Settings:
     return draft.settings
 
 
-def build_app(settings: Settings, chain: Chain) -> web.Application:
-    """The application of ``settings`` with ``chain`` in front of the relay."""
+def build_app(settings: Settings, chain: Chain, *, keeps_choice: bool = True) -> web.Application:
+    """The application of ``settings`` with ``chain`` in front of the relay. ``keeps_choice``: which slot is active is read from the data
+    directory, and kept there."""
     document = settings.document
     gateway = Gateway(
         settings.upstream,
@@ -129,4 +133,10 @@ def build_app(settings: Settings, chain: Chain) -> web.Application:
         "max_line_size": document.limits.request_line,
         "max_field_size": document.limits.header_field,
     }
-    return create_application(gateway, chain.links, Relay(gateway), server_options=options)
+    app = create_application(gateway, chain.links, Relay(gateway), server_options=options)
+    if settings.tables is not None:
+        # Where an upstream was put in the place of the configured one (the demo's), that is where blue goes.
+        tables = attrs.evolve(settings.tables, base=settings.upstream)
+        file = ChoiceFile(settings.data_dir / SLOTS, settings.environment) if keeps_choice else None
+        app[ROUTER] = Router(tables, file)
+    return app

@@ -13,11 +13,12 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
 from fiedler_proxy.headers import HOP_BY_HOP, RawHeaders, Shape, is_valid_value, shape_of
+from fiedler_proxy.kept import Kept
 from fiedler_proxy.upstream import Upstream
 
 OBSERVER_SLOW_SECONDS = 0.1
@@ -149,7 +150,9 @@ class Exchange:
 
     ``method``, ``target`` and ``request_headers`` are what goes upstream: a link may change them before it calls the
     next one, which is a declared power (``transforms``) unless it only takes away a route prefix or a credential.
-    ``request_body`` replaces the caller's body where a link transformed it. ``ending`` is how the exchange will end if
+    ``request_body`` replaces the caller's body where a link transformed it; ``kept`` is what was read of it, for those who may want it
+    again; ``plan`` asks several upstreams in turn, where a route says so. ``hop_lines`` are header lines for the upstream alone, which
+    no observer sees: a credential of the gateway's own. ``ending`` is how the exchange will end if
     nothing breaks any more; ``outcome`` how it did.
     Sizes are body bytes without transfer framing. ``started``, ``first_byte`` and ``ended`` are seconds of the
     monotonic clock, ``started_at`` is seconds since the epoch.
@@ -188,6 +191,9 @@ class Exchange:
     ended: float | None = None
     request_body: bytes | None = None
     held_body: bytes | None = None
+    kept: Kept | None = None
+    plan: Any = None
+    hop_lines: tuple[bytes, ...] = ()
     holds: tuple[Hold, ...] = ()
     transforms: "tuple[Transform, ...]" = ()
     _shaped: RawHeaders | None = None

@@ -103,6 +103,8 @@ def request_head(exchange: Exchange, upstream: Upstream, say: Announcements) -> 
         lines.append(CHUNKED)
     if say.via or say.forwarded:
         lines += _announced(exchange, say)
+    if exchange.hop_lines:
+        lines += exchange.hop_lines
     return RequestHead(head_of(lines), length, chunked, upgrading, expect)
 
 

@@ -18,14 +18,17 @@ async def take_in(request: web.Request, exchange: Exchange, head: RequestHead) -
     limit = min(hold.limit for hold in exchange.holds)
     if head.length > limit:
         raise body_too_large(limit)
-    body = exchange.request_body
-    if body is None:
+    body, kept = exchange.request_body, exchange.kept
+    begun = kept.body() if kept is not None else b""
+    if body is None and kept is not None and kept.whole:
+        body = begun
+    if body is None and not begun:
         body = read_body(request)
     if body is None and (head.length or head.chunked):
         transport = caller_connection(request).transport
         if head.expect and transport is not None:
             transport.write(CONTINUE)
-        body = await _read(request, limit)
+        body = await _read(request, begun, limit)
     exchange.held_body = body or b""
     exchange.tell_request_head()
     if body:
@@ -34,9 +37,9 @@ async def take_in(request: web.Request, exchange: Exchange, head: RequestHead) -
         await hold.wait()
 
 
-async def _read(request: web.Request, limit: int) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
+async def _read(request: web.Request, begun: bytes, limit: int) -> bytes:
+    pieces = [begun] if begun else []
+    size = len(begun)
     try:
         while data := await request.content.readany():
             size += len(data)

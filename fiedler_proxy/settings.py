@@ -28,6 +28,8 @@ from fiedler_proxy.config import (
 )
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.guard import host_of
+from fiedler_proxy.router import Tables
+from fiedler_proxy.routing import Maker, ProviderTable, RouteTable
 from fiedler_proxy.upstream import PoolLimits, Timeouts, Upstream, parse_upstream
 
 DEFAULT_UPSTREAM = "https://api.anthropic.com"
@@ -164,6 +166,8 @@ class Document:
     limits: LimitsTable = setting(LimitsTable())
     tls: TlsTable = setting(TlsTable())
     health: HealthTable = setting(HealthTable())
+    providers: Mapping[str, ProviderTable] = setting({})
+    slots: Mapping[str, tuple[RouteTable, ...]] = setting({})
     links: Mapping[str, object] = setting({})
 
 
@@ -203,7 +207,8 @@ FIEDLER = Program(
 class Settings:
     """The effective settings of one server.
 
-    ``sources`` tells of each key that was given where it came from; ``warnings`` what was ignored.
+    ``sources`` tells of each key that was given where it came from; ``warnings`` what was ignored. ``tables``: providers and slots;
+    ``environment``: the upstream that the environment names, "" for none.
     """
 
     program: str
@@ -212,6 +217,8 @@ class Settings:
     config_file: Path | None = None
     sources: Mapping[str, str] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
+    tables: Tables | None = None
+    environment: str = ""
 
     @property
     def host(self) -> str:
@@ -309,6 +316,8 @@ def read(program: Program, flags: Mapping[str, object], environ: Mapping[str, st
     if document.tls.key and not document.tls.cert:
         own.add("tls.key", "is given without tls.cert; give the certificate too, or neither")
     settings = Settings(program.name, document, upstream, path, given.sources, tuple(given.warnings))
+    tables = Maker(upstream, own, settings.base_dir, environ).tables(document.providers, document.slots)
+    settings = attrs.evolve(settings, tables=tables, environment=given.environment)
     draft = Draft(settings, complete)
     draft.place(own, faults)
     return draft
@@ -326,6 +335,7 @@ class Given:
     values: dict[str, Any] = attrs.field(factory=dict)
     sources: dict[str, str] = attrs.field(factory=dict)
     warnings: list[str] = attrs.field(factory=list)
+    environment: str = ""
 
     def put(self, path: Sequence[str], value: object, source: str) -> None:
         """Set the key at ``path``; a table is laid over the one that is there, key by key."""
@@ -366,6 +376,7 @@ class Given:
             except ValueError:
                 own = False
             if not own:
+                self.environment = url
                 self.put(["upstream"], url, f"environment {variable}")
                 return
             self.warnings.append(f"the environment's {variable} names this server's own listener and is ignored")

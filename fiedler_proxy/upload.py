@@ -116,7 +116,14 @@ class Upload:
 
     async def _copy(self) -> None:
         content, connection, exchange = self._request.content, self._connection, self._exchange
-        sent = 0
+        kept, sent = exchange.kept, 0
+        if kept is not None and kept.size:
+            sent = kept.size
+            for piece in kept.pieces:
+                connection.write(chunk(piece) if self._head.chunked else piece)
+            kept.spent()
+            if connection.writing_paused:
+                await self._wait_for_room()
         while True:
             self.waits_for_caller = True
             data = await content.readany()
@@ -131,10 +138,16 @@ class Upload:
             if self._limit and sent > self._limit:
                 raise body_too_large(self._limit)
             exchange.tell_request_bytes(data)
+            if kept is not None:
+                kept.put(data)
             await self._let_answer_in()
             connection.write(chunk(data) if self._head.chunked else data)
+            if kept is not None:
+                kept.spent()
             if connection.writing_paused:
                 await self._wait_for_room()
+        if kept is not None:
+            kept.whole = not kept.lost
         if self._head.chunked:
             connection.write(LAST_CHUNK)
         connection.finish_request()

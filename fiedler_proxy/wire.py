@@ -184,6 +184,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._paused_reading = False
             self.transport.resume_reading()
 
+    def hand_over(self, sink: Sink) -> None:
+        """From now on ``sink`` hears of the exchange; the one before it still hears the end of this turn."""
+        self._sink = sink
+
     @property
     def reading_paused(self) -> bool:
         """Whether the caller holds the upstream back."""
@@ -301,8 +305,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._head, self._decoder = head, head.decoder
             self.state = State.TUNNEL if head.status == 101 else State.BODY
             sink.on_head(head)
-            if self._sink is not sink:
+            if self._sink is None:
                 return  # the sink gave the exchange up
+            sink = self._sink
             if self.state is State.BODY:
                 self._body(sink, data)
             elif self.state is State.TUNNEL and data:
@@ -320,8 +325,8 @@ class UpstreamConnection(asyncio.Protocol):
             raise WireError("upstream_broke", str(error)) from None
         if payload:
             sink.on_body(payload)
-        if decoder.done and self._sink is sink:
-            self._end(sink, decoder)
+        if decoder.done and self._sink is not None:
+            self._end(self._sink, decoder)
 
     def _end(self, sink: Sink, decoder: Decoder) -> None:
         self._sink = None

@@ -30,8 +30,9 @@ def create_app(settings: Settings | None = None, **flags: object) -> web.Applica
     every fault. With flags alone nothing is recorded unless ``data_dir`` (or a ``chain``) says so: a test must not write
     where the user's own gateway does.
     """
+    keeps_choice = settings is not None or bool({"data_dir", "config"} & flags.keys())
     if settings is None:
         if not {"data_dir", "chain", "config"} & flags.keys():
             flags["chain"] = tuple(name for name in KGB.chain if name != TAP)
         settings = load(flags)
-    return build_app(settings, compose_chain(settings))
+    return build_app(settings, compose_chain(settings), keeps_choice=keeps_choice)

@@ -294,7 +294,13 @@ def test_the_example_configuration_starts(text: str, tmp_path: Path) -> None:
 def test_the_example_configuration_holds_every_key() -> None:
     held = set(_dotted(tomllib.loads(uncommented())))
     prefixes = ("links.guard", "links.health")
-    tables = {"links", "links.dewey_tap.callers", "links.dewey_tap.routes"}  # empty ones hold no key
+    tables = {
+        "links",
+        "providers",
+        "slots",
+        "links.dewey_tap.callers",
+        "links.dewey_tap.routes",
+    }  # empty ones hold no key
     optional = {*tables, *(name for name in settings_defaults() if name.startswith(prefixes))}
     assert held == set(settings_defaults()) - optional - {"links.provider_route.prefixes"}
 

@@ -1,4 +1,4 @@
-"""provider_route: which upstream serves a request. For now there is one, and the origin's path prefix for it."""
+"""provider_route: which slot, route and upstream serve a request."""
 
 from typing import ClassVar
 
@@ -8,6 +8,7 @@ from aiohttp import web
 from fiedler_proxy.config import setting
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.lifecycle import EXCHANGE
+from fiedler_proxy.router import ROUTER, straight
 from fiedler_proxy.server import Handler
 
 
@@ -21,7 +22,8 @@ def _prefixes_wrong(values: tuple[str, ...]) -> str:
 @web.middleware
 @attrs.frozen
 class ProviderRoute:
-    """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target."""
+    """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target where a request goes
+    straight to the base URL (slot ``blue``)."""
 
     prefixes: tuple[str, ...] = setting(("/anthropic-proxy",), check=_prefixes_wrong)
 
@@ -33,10 +35,8 @@ class ProviderRoute:
 
     def enter(self, request: web.Request, exchange: Exchange) -> None:
         """``lifecycle.Entering``."""
-        exchange.route = "default"
-        for prefix in self.prefixes:
-            rest = exchange.target.removeprefix(prefix)
-            if rest != exchange.target and rest[:1] in ("", "/", "?"):
-                exchange.target = rest if rest[:1] == "/" else "/" + rest
-                exchange.route = prefix.strip("/")
-                break
+        router = request.app.get(ROUTER)
+        if router is None:
+            straight(exchange, self.prefixes)
+        else:
+            router.place(exchange, self.prefixes)

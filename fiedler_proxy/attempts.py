@@ -1,0 +1,239 @@
+"""Attempts: one exchange that may go to several upstreams, asked in turn until one of them serves it.
+
+Owns the rules of failover. Another upstream is asked only as long as the caller has seen nothing, after a failure that the route names, with a
+request that is still at hand whole; a request that may have been processed is sent again only where the route says so. When all
+fail, the caller gets what the last upstream that answered has said.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import attrs
+from aiohttp import web
+
+from fiedler_proxy.errors import ExchangeError, Fault
+from fiedler_proxy.exchange import Exchange
+from fiedler_proxy.flow import Answer, Flow, TurnedAway
+from fiedler_proxy.headers import RawHeaders
+from fiedler_proxy.kept import Kept
+from fiedler_proxy.key_source import Key
+from fiedler_proxy.model_name import SCAN_CAP
+from fiedler_proxy.provider import Place, header_for, without_credentials, without_parameter
+from fiedler_proxy.relay import Relay
+from fiedler_proxy.route import BY_STATUS, Retry, Route
+from fiedler_proxy.targets import Live, attempts_of
+from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
+
+ASIDE_CAP = 256 * 1024
+"""Bytes of an answer that are put aside while another upstream is asked; a longer one goes to the caller."""
+
+ATTEMPTS_MOST = 8
+
+_QUERY_KEYS = ("key", "api_key", "api-key")
+
+_log = logging.getLogger("kgb.route")
+
+
+class Gate:
+    """Stands between a connection and its flow until the head of the answer is there (a wire.Sink)."""
+
+    __slots__ = ("_answer", "_connection", "_flow", "_turns_away")
+
+    def __init__(self, flow: Flow, connection: UpstreamConnection, turns_away: Callable[[int], bool]) -> None:
+        self._flow = flow
+        self._connection = connection
+        self._turns_away = turns_away
+        self._answer: Answer | None = None
+
+    def on_interim(self, head: ResponseHead) -> None:
+        self._flow.on_interim(head)
+
+    def on_head(self, head: ResponseHead) -> None:
+        if self._turns_away(head.status):
+            self._answer = Answer(head)
+            return
+        self._connection.hand_over(self._flow)
+        self._flow.on_head(head)
+
+    def on_body(self, data: bytes) -> None:
+        answer = self._answer
+        assert answer is not None
+        answer.body.append(data)
+        answer.size += len(data)
+        if answer.size > ASIDE_CAP:
+            self._answer = None
+            self._connection.hand_over(self._flow)
+            self._flow.on_head(answer.head)
+            for piece in answer.body:
+                self._flow.on_body(piece)
+
+    def on_end(self) -> None:
+        assert self._answer is not None
+        self._flow.turned_away(self._answer)
+
+    def on_broken(self, error: WireError) -> None:
+        if self._answer is None:
+            self._flow.on_broken(error)
+        else:  # its head has said enough, and nobody shall get half of it
+            self._answer.broken = True
+            self._flow.fail(TurnedAway(self._answer))
+
+    def on_turn(self) -> None:
+        self._flow.on_turn()
+
+    def on_writable(self) -> None:
+        self._flow.on_writable()
+
+
+@attrs.define(eq=False)
+class Attempts:
+    """The plan of one exchange: ``lives`` in the order in which they are asked, by the rules of ``route``."""
+
+    route: Route
+    lives: tuple[Live, ...]
+    affinity: str = ""
+    _aside: Answer | None = None
+    _aside_of: Live | None = None
+    _sent: bool = False
+
+    async def serve(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
+        """``relay.Plan``."""
+        target, headers = exchange.target, exchange.request_headers
+        turns = list(attempts_of(self.lives, time.monotonic(), ATTEMPTS_MOST))
+        if len(turns) > 1 and exchange.kept is None:
+            exchange.kept = Kept(SCAN_CAP)
+        for number, live in enumerate(turns, 1):
+            last = number == len(turns)
+            try:
+                key = self._aim(exchange, live, target, headers)
+            except LookupError as error:
+                if last and self._aside is None:
+                    raise _no_key(live, error) from None
+                self._note(exchange, live, f"no key: {error.args[0]}")
+                continue
+            try:
+                return await self._ask(relay, request, exchange, live, key, last=last)
+            except TurnedAway as turned:
+                if not turned.answer.broken:
+                    self._aside, self._aside_of = turned.answer, live
+                self._note(exchange, live, str(turned.answer.head.status))
+            except ExchangeError as error:
+                if not self._goes_on(exchange, live, error):
+                    raise
+                if last and self._aside is None:
+                    raise
+                self._note(exchange, live, error.code)
+        assert self._aside is not None
+        assert self._aside_of is not None
+        exchange.upstream = self._aside_of.target.upstream
+        return await relay.play(request, exchange, self._aside)
+
+    def _aim(self, exchange: Exchange, live: Live, target: str, headers: RawHeaders) -> Key | None:
+        """Make the exchange one for ``live``. LookupError when there is no key for it."""
+        provider = live.target.provider
+        affinity = self.affinity if self.route.affinity else ""
+        key, secret = live.credential(affinity, time.monotonic())
+        exchange.upstream = live.target.upstream
+        exchange.target = target.removeprefix(provider.cut) if provider.cut else target
+        exchange.request_headers, exchange.hop_lines = headers, ()
+        if key is not None:
+            name, value = header_for(provider.place, secret)
+            exchange.hop_lines = (name + b": " + value,)
+        if provider.fiedler:
+            exchange.hop_lines += (b"x-kgb-request-id: " + exchange.id.encode(),)
+        elif key is not None or provider.place is Place.NONE:
+            exchange.request_headers = without_credentials(headers)
+            exchange.target = without_parameter(exchange.target, _QUERY_KEYS)
+        return key
+
+    async def _ask(
+        self, relay: Relay, request: web.Request, exchange: Exchange, live: Live, key: Key | None, *, last: bool
+    ) -> web.StreamResponse:
+        """One attempt; what it teaches is told to ``live``."""
+        begun = time.monotonic()
+        live.breaker.take(begun)
+        live.running += 1
+        central = key is not None
+
+        def judge(flow: Flow, connection: UpstreamConnection) -> Gate:
+            self._sent = True
+            return Gate(
+                flow, connection, lambda status: not last and self._turns_away(exchange, status, central=central)
+            )
+
+        told = self._sent = False
+        try:
+            response = await relay.once(request, exchange, judge)
+            first = exchange.first_byte
+            wait = None if first is None else first - begun
+            live.tell(exchange.status, wait, key, _retry_after(exchange.response_headers), time.monotonic())
+            told = True
+            return response
+        except TurnedAway as turned:
+            head = turned.answer.head
+            live.tell(head.status, None, key, _retry_after(head.headers), time.monotonic())
+            told = True
+            raise
+        except ExchangeError as error:
+            if error.fault is Fault.UPSTREAM:
+                live.tell_failure(time.monotonic())
+                told = True
+            raise
+        finally:
+            live.running -= 1
+            if not told:
+                live.breaker.given_up()
+
+    def _turns_away(self, exchange: Exchange, status: int, *, central: bool) -> bool:
+        """Whether an answer of ``status`` means that the next one is asked."""
+        kind = BY_STATUS.get(status)
+        if kind is None or kind not in self.route.retry or not _at_hand(exchange):
+            return False
+        return central or kind is not Retry.UNAUTHORIZED  # the caller's own credential is the caller's own affair
+
+    def _goes_on(self, exchange: Exchange, live: Live, error: ExchangeError) -> bool:
+        if exchange.head_sent:
+            return False
+        kind = Retry.TIMEOUT if error.code == "first_byte_timeout" else Retry.BROKEN
+        if not self._sent:
+            kind = Retry.CONNECT
+        if error.fault is not Fault.UPSTREAM and not error.code.startswith("upstream_queue"):
+            return False
+        return kind in self.route.retry and _at_hand(exchange)
+
+    def _note(self, exchange: Exchange, live: Live, why: str) -> None:
+        """Every attempt that came to nothing is a fact of the exchange, and so of its record."""
+        exchange.facts[f"attempt_{sum(name.startswith('attempt_') for name in exchange.facts) + 1}"] = (
+            f"{live.name}: {why}"
+        )
+        _log.info("exchange %s: %s: %s; asking the next one", exchange.id, live.name, why)
+
+
+def _at_hand(exchange: Exchange) -> bool:
+    """Whether the request can be sent once more."""
+    return exchange.kept is None or not exchange.kept.lost or exchange.request_body is not None
+
+
+def _retry_after(headers: RawHeaders | Iterable[tuple[bytes, bytes]]) -> float | None:
+    """Seconds of a Retry-After (RFC 9110 section 10.2.3); a date is not read, since clocks differ."""
+    for name, value in headers:
+        if name.lower() == b"retry-after":
+            try:
+                seconds = float(value)
+            except ValueError:
+                return None
+            return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    return None
+
+
+def _no_key(live: Live, error: LookupError) -> ExchangeError:
+    return ExchangeError(
+        "no_provider_key",
+        f"The gateway has no key for {live.name}: {error.args[0]}.",
+        status=503,
+        fault=Fault.GATEWAY,
+        hint="see [providers] in its configuration",
+        retry=False,
+    )

@@ -1,0 +1,368 @@
+"""Requests through the routes of a slot: who is asked, with which credential, and what happens when one fails."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from aiohttp import web
+
+from fiedler_proxy.lifecycle import GATEWAY
+from fiedler_proxy.router import ROUTER, Router
+from fiedler_proxy.slot_choice import Choice
+from fiedler_proxy.testing import (
+    Abort,
+    Address,
+    RawClient,
+    ReadHead,
+    ReceivedRequest,
+    ReceivedResponse,
+    ScriptedUpstream,
+    UpstreamConnection,
+    respond,
+    serve_forever,
+    start_app,
+)
+from fiedler_proxy.testing.connection import Headers
+from fiedler_proxy.testing.upstream import Script
+from kgb_gateway.app import create_app
+
+Routes = Sequence[Mapping[str, object]]
+
+BODY = json.dumps({"model": "claude-x", "messages": [{"role": "user", "content": "hello"}]}).encode()
+
+
+@attrs.define(eq=False)
+class Site:
+    """A gateway with two or more upstreams behind the slot ``s``."""
+
+    address: Address
+    app: web.Application
+    upstreams: list[ScriptedUpstream]
+
+    @property
+    def router(self) -> Router:
+        return self.app[ROUTER]
+
+    @property
+    def asked(self) -> list[int]:
+        """How many requests each upstream got."""
+        return [len(upstream.requests) for upstream in self.upstreams]
+
+    async def post(self, target: str = "/v1/messages", headers: Headers = (), body: bytes = BODY) -> ReceivedResponse:
+        async with RawClient(self.address.host, self.address.port) as client:
+            await client.post(target, headers, body)
+            return await client.read_response()
+
+
+@contextlib.asynccontextmanager
+async def site(
+    *scripts: Script | Sequence[Any],
+    routes: Routes = (),
+    providers: Mapping[str, Mapping[str, object]] | None = None,
+    route: Mapping[str, object] | None = None,
+    **flags: Any,
+) -> AsyncIterator[Site]:
+    """``scripts`` are the upstreams p0, p1 ...; ``providers`` says more of them; ``routes``, or one to all with what ``route`` says."""
+    async with contextlib.AsyncExitStack() as stack:
+        upstreams = [
+            await stack.enter_async_context(ScriptedUpstream(script, ignore_errors=True)) for script in scripts
+        ]
+        tables = {
+            f"p{number}": {"url": upstream.url, **(providers or {}).get(f"p{number}", {})}
+            for number, upstream in enumerate(upstreams)
+        }
+        used = routes or [{"upstreams": list(tables), **(route or {})}]
+        app = create_app(
+            upstream=upstreams[-1].url,
+            chain=("request_id", "fiedler"),
+            providers=tables,
+            slots={"s": list(used)},
+            **flags,
+        )
+        app[ROUTER].choose(Choice("s"))
+        yield Site(await stack.enter_async_context(start_app(app)), app, upstreams)
+
+
+def says(text: str, status: int = 200, headers: Headers = ()) -> Script:
+    return respond(status, headers, text.encode())
+
+
+CLASSES: Mapping[str, tuple[Any, bool | None]] = {
+    "429": (says("busy", 429, [("Retry-After", "7")]), True),
+    "402": (says("pay", 402), True),
+    "503": (says("later", 503), True),
+    "529": (says("overloaded", 529), True),
+    "500": (says("oops", 500), False),
+    "502": (says("bad", 502), False),
+    "400": (says("wrong", 400), None),
+    "404": (says("none", 404), None),
+    "broken": ([ReadHead(), Abort()], False),
+}
+"""What the first upstream does, and whether another one is asked: by default, only where the route says so (False), or never (None)."""
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+@pytest.mark.parametrize("kind", CLASSES)
+async def test_another_upstream_is_asked_by_class(kind: str, asked_for: bool) -> None:
+    script, by_default = CLASSES[kind]
+    goes_on = by_default is True or (asked_for and by_default is not None)
+    route = {"retry": [kind]} if asked_for and by_default is not None else {}
+    async with site(script, says("second"), route=route) as at:
+        response = await at.post()
+        assert at.asked == [1, 1 if goes_on else 0]
+        if goes_on:
+            assert (response.status, response.body) == (200, b"second")
+            assert await at.upstreams[1].requests[0].body() == BODY
+        else:
+            assert response.status == (502 if kind == "broken" else int(kind))
+
+
+async def test_an_upstream_that_cannot_be_reached() -> None:
+    async with site(says("first"), says("second")) as at:
+        await at.upstreams[0].stop()
+        response = await at.post()
+        assert (response.status, response.body) == (200, b"second")
+
+
+async def test_when_all_fail_the_last_answer_is_the_upstreams_own() -> None:
+    async with site(says("first", 429), says("second", 529, [("X-Own", "yes")])) as at:
+        response = await at.post()
+        assert (response.status, response.body, response.header("x-own")) == (529, b"second", b"yes")
+
+
+async def test_an_answer_that_was_put_aside_is_given_when_nobody_else_answers() -> None:
+    async with site(says("first", 529, [("X-Own", "yes"), ("Retry-After", "3")]), says("second")) as at:
+        await at.upstreams[1].stop()
+        response = await at.post()
+        assert (response.status, response.body) == (529, b"first")
+        assert (response.header("x-own"), response.header("retry-after")) == (b"yes", b"3")
+
+
+async def test_a_streamed_answer_is_not_touched() -> None:
+    async def stream(conn: UpstreamConnection) -> None:
+        request = await conn.request()
+        await request.body()
+        await conn.send_head(200, [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")])
+        await conn.chunk(b"data: one\n\n")
+        conn.abort()
+
+    async with site(stream, says("second")) as at:
+        async with RawClient(at.address.host, at.address.port) as client:
+            await client.post("/v1/messages", (), BODY)
+            assert (await client.read_head()).status == 200
+            data, _ = await client.read_until_close()
+        assert data.startswith(b"b\r\ndata: one\n\n")
+        assert at.asked == [1, 0]
+
+
+async def test_an_upload_that_still_flows_goes_on_to_the_next_upstream() -> None:
+    async def early(conn: UpstreamConnection) -> None:
+        await conn.request()
+        await conn.send(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy")
+        await conn.stall()
+
+    async with site(early, says("second")) as at:
+        async with RawClient(at.address.host, at.address.port) as client:
+            await client.request("POST", "/v1/messages", [("Content-Length", "20")])
+            await client.send(b"first half")
+            await at.upstreams[1].wait_for_requests(1)
+            await client.send(b"other half")
+            response = await client.read_response()
+        assert (response.status, response.body) == (200, b"second")
+        assert await at.upstreams[1].requests[0].body() == b"first halfother half"
+
+
+async def test_a_request_is_told_once_however_often_it_is_sent() -> None:
+    async with site(says("first", 503), says("second", 429), says("third"), providers={}) as at:
+        response = await at.post()
+        assert response.body == b"third"
+        assert at.asked == [1, 1, 1]
+        bodies = [await upstream.requests[0].body() for upstream in at.upstreams]
+        assert bodies == [BODY] * 3
+
+
+class TestCredentials:
+    """A gateway's own key takes the place of the caller's, and is nowhere but on the wire."""
+
+    @pytest.mark.parametrize(
+        ("place", "name", "value"),
+        [
+            ("bearer", b"authorization", b"Bearer central"),
+            ("x-api-key", b"x-api-key", b"central"),
+            ("x-goog-api-key", b"x-goog-api-key", b"central"),
+            ("api-key", b"api-key", b"central"),
+        ],
+    )
+    async def test_is_put_where_the_provider_looks(self, place: str, name: bytes, value: bytes, tmp_path: Path) -> None:
+        (tmp_path / "key").write_text("central\n")
+        providers = {"p0": {"place": place, "keys": [f"file:{tmp_path / 'key'}"]}}
+        async with site(says("ok"), providers=providers) as at:
+            await at.post("/v1/x?key=callers&a=1", [("x-api-key", "callers"), ("Authorization", "Bearer callers")])
+            (request,) = at.upstreams[0].requests
+        assert request.header(name) == value
+        assert b"callers" not in b"".join(value for _, value in request.headers)
+        assert request.target == b"/v1/x?a=1"
+
+    async def test_a_file_that_changes_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fiedler_proxy.key_source.LOOK_SECONDS", 0.0)
+        key = tmp_path / "key"
+        key.write_text("one")
+        async with site(says("ok"), providers={"p0": {"keys": [f"file:{key}"]}}) as at:
+            await at.post()
+            key.write_text("other")
+            await at.post()
+            sent = [request.header(b"authorization") for request in at.upstreams[0].requests]
+        assert sent == [b"Bearer one", b"Bearer other"]
+
+    async def test_the_callers_own_goes_on_where_no_key_is_configured(self) -> None:
+        async with site(says("ok")) as at:
+            await at.post("/v1/x", [("x-api-key", "callers")])
+            assert at.upstreams[0].requests[0].header(b"x-api-key") == b"callers"
+
+    async def test_a_server_that_asks_for_none_sees_none(self) -> None:
+        async with site(says("ok"), providers={"p0": {"place": "none"}}) as at:
+            await at.post("/v1/x", [("x-api-key", "callers"), ("Authorization", "Bearer callers")])
+            (request,) = at.upstreams[0].requests
+        assert request.header(b"x-api-key") is None
+        assert request.header(b"authorization") is None
+
+    async def test_a_key_that_was_turned_away_rests_and_the_next_one_is_used(self, tmp_path: Path) -> None:
+        async def handle(request: ReceivedRequest, conn: UpstreamConnection) -> None:
+            await request.body()
+            bad = request.header(b"authorization") == b"Bearer bad"
+            await conn.send_response(401 if bad else 200, [], b"no" if bad else b"ok")
+
+        for name in ("bad", "good"):
+            (tmp_path / name).write_text(name)
+        keys = [f"file:{tmp_path / name}" for name in ("bad", "good")]
+        async with site(serve_forever(handle), providers={"p0": {"keys": keys}}) as at:
+            first, second = await at.post(), await at.post()
+            sent = [request.header(b"authorization") for request in at.upstreams[0].requests]
+        assert (first.status, second.status) == (200, 200)
+        assert sent == [b"Bearer bad", b"Bearer good", b"Bearer good"]
+
+    async def test_a_callers_own_401_is_the_callers(self) -> None:
+        async with site(says("no", 401), says("second"), route={"retry": ["401"]}) as at:
+            assert (await at.post()).status == 401
+            assert at.asked == [1, 0]
+
+    async def test_no_key_at_all_is_said_without_one(self, tmp_path: Path) -> None:
+        async with site(says("ok"), providers={"p0": {"keys": [f"file:{tmp_path / 'none'}"]}}) as at:
+            response = await at.post()
+        assert response.status == 503
+        assert b"no_provider_key" in response.body
+
+
+class TestRoutes:
+    """The first route that matches, by path, headers, caller and model."""
+
+    async def test_by_prefix_which_is_taken_off(self) -> None:
+        routes: Routes = [{"upstreams": ["p0"], "prefix": "/one"}, {"upstreams": ["p1"]}]
+        async with site(says("0"), says("1"), routes=routes) as at:
+            assert (await at.post("/one/v1/x?q=%2F")).body == b"0"
+            assert (await at.post("/onex/v1")).body == b"1"
+            assert at.upstreams[0].requests[0].target == b"/v1/x?q=%2F"
+
+    @pytest.mark.parametrize(
+        ("condition", "headers"),
+        [
+            ({"headers": {"X-Team": "blue*"}}, [("x-team", "blue-1")]),
+            ({"hosts": ["localhost"]}, [("Host", "localhost:1")]),
+        ],
+    )
+    async def test_by_header_and_host(self, condition: Mapping[str, object], headers: Headers) -> None:
+        routes: Routes = [{"upstreams": ["p0"], **condition}, {"upstreams": ["p1"]}]
+        async with site(says("0"), says("1"), routes=routes) as at:
+            assert (await at.post(headers=headers)).body == b"0"
+            assert (await at.post()).body == b"1"
+
+    async def test_by_model_wherever_it_stands(self) -> None:
+        routes: Routes = [{"upstreams": ["p0"], "models": ["claude-*"]}, {"upstreams": ["p1"]}]
+        late = b'{"messages": [{"model": "claude-inside"}], "x": "\\"model\\": 1", "model" : "claude-y"}'
+        other = b'{"messages": [{"model": "claude-inside"}], "model": "gpt"}'
+        async with site(says("0"), says("1"), routes=routes) as at:
+            assert (await at.post(body=late)).body == b"0"
+            assert (await at.post(body=other)).body == b"1"
+            assert (await at.post(body=b"no json")).body == b"1"
+            assert (await at.post("/v1beta/models/claude-z:generateContent", body=b"{}")).body == b"0"
+            assert await at.upstreams[0].requests[0].body() == late
+
+    async def test_by_model_of_an_upload_that_comes_in_pieces(self) -> None:
+        routes: Routes = [{"upstreams": ["p0"], "models": ["claude-*"]}, {"upstreams": ["p1"]}]
+        async with site(says("0"), says("1"), routes=routes) as at:
+            async with RawClient(at.address.host, at.address.port) as client:
+                await client.request("POST", "/v1/messages", [("Transfer-Encoding", "chunked")])
+                for piece in (b'{"mod', b'el": "cla', b'ude-1"}'):
+                    await client.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+                await client.send(b"0\r\n\r\n")
+                assert (await client.read_response()).body == b"0"
+            assert await at.upstreams[0].requests[0].body() == b'{"model": "claude-1"}'
+
+    async def test_an_alias_replaces_that_one_value(self) -> None:
+        routes: Routes = [
+            {"upstreams": ["p0"], "models": ["fast"], "aliases": {"fast": "claude-haiku"}},
+            {"upstreams": ["p1"]},
+        ]
+        async with site(says("0"), says("1"), routes=routes) as at:
+            assert (await at.post(body=b'{ "max_tokens":1 ,"model" : "fast",\n"x":1.0}')).body == b"0"
+            (request,) = at.upstreams[0].requests
+            assert await request.body() == b'{ "max_tokens":1 ,"model" : "claude-haiku",\n"x":1.0}'
+
+    async def test_two_models_in_one_body_are_refused(self) -> None:
+        routes: Routes = [{"upstreams": ["p0"], "models": ["a"]}, {"upstreams": ["p1"]}]
+        async with site(says("0"), says("1"), routes=routes) as at:
+            response = await at.post(body=b'{"model": "a", "model": "b"}')
+        assert response.status == 400
+        assert b"ambiguous_model" in response.body
+
+
+async def test_blue_goes_straight_to_the_base_url() -> None:
+    async with site(says("0"), says("base")) as at:
+        at.router.choose(Choice("blue"))
+        assert (await at.post("/anthropic-proxy/v1/messages")).body == b"base"
+        assert at.upstreams[1].requests[0].target == b"/v1/messages"
+
+
+async def test_an_exchange_keeps_the_slot_it_began_in() -> None:
+    first_read = asyncio.Event()
+
+    async def slowly(conn: UpstreamConnection) -> None:
+        request = await conn.request()
+        await request.body()
+        await conn.send_head(200, [("Content-Length", "6")])
+        await conn.send(b"one")
+        await first_read.wait()
+        await conn.send(b"two")
+        await conn.stall()
+
+    async with site(slowly, says("base")) as at:
+        async with RawClient(at.address.host, at.address.port) as client:
+            await client.post("/v1/messages", (), BODY)
+            await client.read_head()
+            assert await client.read_some() == b"one"
+            (exchange,) = at.app[GATEWAY].live
+            at.router.choose(at.router.choice.using("blue", "test"))
+            assert (await at.post()).body == b"base"
+            assert exchange.slot == "s"
+            first_read.set()
+            assert await client.read_some() == b"two"
+
+
+async def test_a_breaker_leaves_an_upstream_alone_that_keeps_failing() -> None:
+    async def failing(request: ReceivedRequest, conn: UpstreamConnection) -> None:
+        await request.body()
+        await conn.send_response(503, [], b"no")
+
+    async def serving(request: ReceivedRequest, conn: UpstreamConnection) -> None:
+        await request.body()
+        await conn.send_response(200, [], b"ok")
+
+    async with site(serve_forever(failing), serve_forever(serving)) as at:
+        for _ in range(8):
+            assert (await at.post()).body == b"ok"
+        assert at.asked == [5, 8]
