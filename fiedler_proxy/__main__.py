@@ -4,12 +4,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from fiedler_proxy.app import create_app, load
+from fiedler_proxy.app import compose_chain, create_app, load
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.logs import logging_to_stderr
 from fiedler_proxy.options import INTERRUPTED, add_log_level, add_options, flags_of, tell_faults
-from fiedler_proxy.serving import run
+from fiedler_proxy.serving import Again, run
 
 COMMAND = "fiedler serve"
 
@@ -25,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         with logging_to_stderr(args.log_level):
-            return run(load(flags_of(args), os.environ), create_app)
+            flags = flags_of(args)
+            again = Again(partial(load, flags, os.environ), compose_chain)
+            return run(load(flags, os.environ), create_app, again=again)
     except SettingsError as error:
         return tell_faults(COMMAND, error)
     except KeyboardInterrupt:

@@ -13,9 +13,8 @@ from fiedler_proxy.heads import Announcements
 from fiedler_proxy.lifecycle import Gateway, create_application
 from fiedler_proxy.pool import tls_context
 from fiedler_proxy.relay import Relay
-from fiedler_proxy.router import ROUTER, Router
+from fiedler_proxy.router import BLUE, ROUTER, Router
 from fiedler_proxy.settings import FIEDLER, KEYS_FILE, Draft, Settings, read
-from fiedler_proxy.slot_choice import FILE as SLOTS
 from fiedler_proxy.slot_choice import ChoiceFile
 
 
@@ -79,6 +78,7 @@ def link_defaults(settings: Settings, gateway: str) -> dict[str, dict[str, objec
     return {
         "guard": {"hosts": hosts, "origins": document.allowed_origins},
         "health": {**health, "gateway": gateway},
+        "fiedler_key": {"base": str(settings.base_dir)},
         "auth": {"keys_file": str(settings.base_dir / KEYS_FILE)},
         "dewey_tap": {"data_dir": str(document.data_dir), "instance": document.instance},
     }
@@ -89,6 +89,8 @@ def _check_exposure(settings: Settings, chain: Chain, faults: Faults) -> None:
         return
     if chain.find("auth") is not None:
         remedy = "make a key with `kgb keys create NAME` (the auth link then asks for one)"
+    elif chain.find("fiedler_key") is not None:
+        remedy = "say where its key is read with [links.fiedler_key] keys"
     else:
         remedy = "put 'auth' into the chain and make a key with `kgb keys create NAME`"
     faults.add(
@@ -126,6 +128,7 @@ def build_app(settings: Settings, chain: Chain, *, keeps_choice: bool = True) ->
         settings.upstream,
         document.limits.request_body,
         Announcements(document.via, document.forwarded),
+        name=settings.program,
     )
     gateway.pool(settings.upstream)  # its TLS files are a matter of the start, not of the first request
     options: dict[str, object] = {
@@ -135,8 +138,12 @@ def build_app(settings: Settings, chain: Chain, *, keeps_choice: bool = True) ->
     }
     app = create_application(gateway, chain.links, Relay(gateway), server_options=options)
     if settings.tables is not None:
-        # Where an upstream was put in the place of the configured one (the demo's), that is where blue goes.
-        tables = attrs.evolve(settings.tables, base=settings.upstream)
-        file = ChoiceFile(settings.data_dir / SLOTS, settings.environment) if keeps_choice else None
-        app[ROUTER] = Router(tables, file)
+        tables = settings.tables.based_on(settings.upstream)
+        file = None
+        if keeps_choice:
+            # In front of Fiedler's routes the environment names the base URL; behind them it is no choice between slots.
+            environment = settings.environment if document.slot == BLUE else ""
+            path = settings.data_dir / f"slots-{settings.program}.json"
+            file = ChoiceFile(path, document.instance, environment, BLUE)
+        app[ROUTER] = Router(tables, file, document.slot)
     return app

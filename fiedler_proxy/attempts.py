@@ -143,6 +143,8 @@ class Attempts:
             exchange.hop_lines = (name + b": " + value,)
         if provider.fiedler:
             exchange.hop_lines += (b"x-kgb-request-id: " + exchange.id.encode(),)
+            if exchange.caller:
+                exchange.hop_lines += (b"x-kgb-caller: " + exchange.caller.encode("ascii", "replace"),)
         elif key is not None or provider.place is Place.NONE:
             exchange.request_headers = without_credentials(headers)
             exchange.target = without_parameter(exchange.target, _QUERY_KEYS)

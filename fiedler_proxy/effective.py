@@ -65,7 +65,9 @@ def _toml(value: object) -> str:
         return _toml(value.value)
     if isinstance(value, (int, float)):
         return repr(value)
-    if isinstance(value, (list, tuple)):
+    if attrs.has(type(value)):
+        return _toml(visible(value))
+    if isinstance(value, (list, tuple, frozenset)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, Mapping):
         pairs = (f"{_key(str(key))} = {_toml(item)}" for key, item in value.items() if item is not None)

@@ -123,8 +123,9 @@ class Answer:
     body: bytes
 
 
-def render(error: ExchangeError, dialect: Dialect, request_id: str) -> Answer:
-    """``error`` as a whole answer in ``dialect``: envelope, content type, request id, retry advice."""
+def render(error: ExchangeError, dialect: Dialect, request_id: str, hop: str = "") -> Answer:
+    """``error`` as a whole answer in ``dialect``: envelope, content type, request id, retry advice. ``hop``: which of several gateways
+    in a row says so."""
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     document = _ENVELOPES[dialect](error, message, request_id)
     headers = [("Content-Type", "application/problem+json" if dialect is Dialect.PROBLEM else "application/json")]
@@ -133,6 +134,8 @@ def render(error: ExchangeError, dialect: Dialect, request_id: str) -> Answer:
         if dialect in _ID_HEADERS:
             headers.append((_ID_HEADERS[dialect], request_id))
     headers.append(("x-kgb-error", error.code))
+    if hop:
+        headers.append(("x-kgb-hop", hop))
     if error.retry is not None:
         headers.append(("x-should-retry", "true" if error.retry else "false"))
     headers.extend(error.headers)

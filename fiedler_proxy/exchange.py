@@ -152,7 +152,7 @@ class Exchange:
     next one, which is a declared power (``transforms``) unless it only takes away a route prefix or a credential.
     ``request_body`` replaces the caller's body where a link transformed it; ``kept`` is what was read of it, for those who may want it
     again; ``plan`` asks several upstreams in turn, where a route says so. ``hop_lines`` are header lines for the upstream alone, which
-    no observer sees: a credential of the gateway's own. ``ending`` is how the exchange will end if
+    no observer sees: a credential of the gateway's own. ``trusted``: the gateway asks itself, for a caller whose key it has seen. ``ending`` is how the exchange will end if
     nothing breaks any more; ``outcome`` how it did.
     Sizes are body bytes without transfer framing. ``started``, ``first_byte`` and ``ended`` are seconds of the
     monotonic clock, ``started_at`` is seconds since the epoch.
@@ -173,6 +173,7 @@ class Exchange:
     transformed: bool = False
     may_transform: bool = False
     local: bool = False
+    trusted: bool = False
     tunnelled: bool = False
     facts: dict[str, object] = attrs.field(factory=dict)
     status: int = 0

@@ -28,7 +28,7 @@ CREDENTIALS = frozenset(
 
 REDACTED = "[REDACTED]"
 
-GATEWAY_REQUEST_HEADERS = frozenset((b"x-kgb-key", b"x-kgb-request-id", b"x-fiedler-key"))
+GATEWAY_REQUEST_HEADERS = frozenset((b"x-kgb-key", b"x-kgb-request-id", b"x-kgb-caller", b"x-fiedler-key"))
 """Request headers of the gateway's own, which end here."""
 
 KEEP, HOST, LENGTH, EXPECT, OWN = 0, 1, 2, 3, 4

@@ -19,6 +19,7 @@ from fiedler_proxy.exchange import Exchange, Outcome
 from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.heads import Announcements
 from fiedler_proxy.ids import new_id
+from fiedler_proxy.inner import adopt
 from fiedler_proxy.pool import Pool
 from fiedler_proxy.server import (
     Application,
@@ -81,7 +82,7 @@ class Gateway:
 
     ``body_limit``: most body bytes of a request, 0 for no limit. ``local`` holds, by the address of its own end, where
     each of its outgoing connections goes: a request that came over one of them is its own. ``draining``: no new work;
-    ``stopping``: what still runs is being ended.
+    ``stopping``: what still runs is being ended. ``inner``: the token of the inner door, where there is one; ``name``: which hop this is.
     """
 
     upstream: Upstream
@@ -91,6 +92,8 @@ class Gateway:
     live: dict[Exchange, web.Request] = attrs.field(factory=dict)
     draining: bool = False
     stopping: bool = False
+    inner: bytes = b""
+    name: str = ""
     clock: Clock = attrs.field(factory=Clock)
     _pools: dict[Upstream, Pool] = attrs.field(factory=dict)
 
@@ -159,12 +162,12 @@ def create_application(
     app = Application(edge, server_options=server_options, max_read=gateway.body_limit or 2**62)
     app[GATEWAY] = gateway
     links = tuple(links)
-    edge.may_transform = any(getattr(link, "transforms", False) for link in links)
     for link in reversed(links):
         context = getattr(link, "context", None)
         if context is not None:
             app.cleanup_ctx.append(context)
-    edge.chain = _chained(links, terminal)
+    app[EDGE] = edge
+    edge.pass_through(links, terminal)
     app.on_response_prepare.append(own_head)
     app.on_shutdown.append(_stop)
     return app
@@ -235,12 +238,20 @@ async def own_head(request: web.Request, response: web.StreamResponse) -> None:
 class Edge:
     """The entrance of the application: a request comes in, an exchange is opened, and closed exactly once."""
 
-    __slots__ = ("_gateway", "chain", "may_transform")
+    __slots__ = ("_gateway", "_terminal", "chain", "links", "may_transform")
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.chain: Handler = _no_chain
         self.may_transform = False
+        self._terminal: Handler = _no_chain
+        self.links: tuple[Link, ...] = ()
+
+    def pass_through(self, links: tuple[Link, ...], terminal: Handler | None = None) -> None:
+        """From the next request on, ``links`` are the chain, and ``terminal`` (that of before) its end."""
+        self._terminal, self.links = terminal or self._terminal, links
+        self.chain = _chained(links, self._terminal)
+        self.may_transform = any(getattr(link, "transforms", False) for link in links)
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         exchange = open_exchange(request, self._gateway)
@@ -301,12 +312,16 @@ class Edge:
         ending = exchange.ending = exchange.ending or error_outcome(error)
         if exchange.head_sent:
             raise ResponseCut(ending, error.code)
-        answer = render_for(exchange, error)
+        answer = render_for(exchange, error, self._gateway.name)
         response = OwnResponse(status=answer.status, headers=answer.headers, body=answer.body)
         if error.status in _CLOSING or not request.content.is_eof():
             # Where the next request begins is doubtful, or not worth reading the rest of an upload for.
             response.force_close()
         return response
+
+
+EDGE: web.AppKey[Edge] = web.AppKey("edge", Edge)
+"""``app[EDGE]``: the entrance of an application."""
 
 
 async def send(request: web.Request, exchange: Exchange, response: web.StreamResponse) -> web.StreamResponse:
@@ -338,17 +353,19 @@ def open_exchange(request: web.Request, gateway: Gateway) -> Exchange:
     )
     if version not in _VERSIONS:
         answer_in_our_version(request)
+    if gateway.inner and not exchange.remote:
+        adopt(exchange, gateway.inner)
     request[EXCHANGE] = exchange
     gateway.live[exchange] = request
     return exchange
 
 
-def render_for(exchange: Exchange, error: ExchangeError) -> Answer:
+def render_for(exchange: Exchange, error: ExchangeError, hop: str = "") -> Answer:
     """``error`` in the dialect that ``exchange``'s caller speaks."""
     names = [name.decode("latin-1").lower() for name, _ in exchange.request_headers]
     credential = exchange.find(b"authorization") or b""
     dialect = dialect_of(exchange.path, names, bearer=credential[:7].lower() == b"bearer ")
-    return render(error, dialect, exchange.id)
+    return render(error, dialect, exchange.id, hop)
 
 
 def error_outcome(error: ExchangeError) -> Outcome:

@@ -5,9 +5,11 @@ a route depends on the model, the body is read as far as that takes, without bei
 """
 
 import asyncio
+import os
+import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
@@ -23,10 +25,14 @@ from fiedler_proxy.provider import Place, Target
 from fiedler_proxy.relay import Relay
 from fiedler_proxy.route import Asked, Decision, Route, Slot, cut
 from fiedler_proxy.server import CONTINUE, caller_connection, read_body
-from fiedler_proxy.slot_choice import Choice, ChoiceFile
-from fiedler_proxy.target import path_of
+from fiedler_proxy.slot_choice import Choice, ChoiceFile, Stamp
 from fiedler_proxy.targets import Live, in_order
 from fiedler_proxy.upstream import Upstream
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 SESSIONS = (b"x-claude-code-session-id", b"session-id", b"session_id", b"x-session-id", b"x-session-affinity")
 """Headers that name the session of a caller (CONTRACTS section 1): for affinity, never for authorisation."""
@@ -43,60 +49,109 @@ class Tables:
     targets: Mapping[str, Target]
     slots: Mapping[str, Slot]
     base_dir: Path = Path()
+    environ: Mapping[str, str] = attrs.field(factory=lambda: os.environ, eq=False, repr=False)
+
+    def based_on(self, upstream: Upstream) -> "Tables":
+        """These, with ``upstream`` as the base: the demo's, where that takes the place of the configured one."""
+        targets = {
+            name: attrs.evolve(target, upstream=upstream) if target.upstream == self.base else target
+            for name, target in self.targets.items()
+        }
+        return attrs.evolve(self, base=upstream, targets=targets)
+
+
+Watcher = Callable[[Exchange], None]
 
 
 @attrs.define(eq=False)
 class Router:
-    """The tables in force and the slot that was chosen. A new table takes over what is known of targets that stay the same."""
+    """The tables in force and the slot that was chosen. A new table takes over what is known of targets that stay the same.
+
+    ``default``: the active slot where nobody has chosen. ``watchers`` are told of each exchange that was placed.
+    """
 
     tables: Tables
     file: ChoiceFile | None = None
-    choice: Choice = attrs.field(factory=lambda: Choice(BLUE))
-    lives: Mapping[str, Live] = attrs.field(factory=dict)
+    default: str = BLUE
+    choice: Choice = attrs.field(init=False)
+    lives: Mapping[str, Live] = attrs.field(init=False, factory=dict)
+    watchers: tuple[Watcher, ...] = ()
+    _stamp: Stamp = None
+    _changing: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
 
     def __attrs_post_init__(self) -> None:
+        self.choice = Choice(self.default)
         self.lives = self._lives(self.tables)
-        if self.file is not None:
-            self.choice = self.file.load({BLUE, *self.tables.slots}, BLUE)
+        self.refresh()
 
     def _lives(self, tables: Tables) -> Mapping[str, Live]:
         known = {name: live for name, live in self.lives.items() if tables.targets.get(name) == live.target}
-        return {name: known.get(name) or _live(target, tables.base_dir) for name, target in tables.targets.items()}
+        return {name: known.get(name) or _live(target, tables) for name, target in tables.targets.items()}
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of all slots."""
+        return (BLUE, *(name for name in self.tables.slots if name != BLUE))
+
+    def refresh(self) -> None:
+        """Take over what another instance has chosen."""
+        if self.file is None:
+            return
+        stamp = self.file.stamp()
+        if stamp is not None and stamp != self._stamp:
+            self._stamp = stamp
+            self.choice = self.file.load(self.slots, self.default)
 
     def reload(self, tables: Tables) -> None:
         """Put ``tables`` in force for what comes from now on."""
         lives = self._lives(tables)
         self.tables, self.lives = tables, lives
-        names = {BLUE, *tables.slots}
-        if self.choice.active not in names or (self.choice.canary and self.choice.canary not in names):
-            self.choose(self.choice.using(BLUE, "reload", "its slot is no longer configured"))
+        choice = self.choice
+        if choice.active not in self.slots or (choice.canary and choice.canary not in self.slots):
+            self.choice = choice.using(self.default, "reload", "its slot is no longer configured")
 
-    def choose(self, choice: Choice) -> None:
-        """Put ``choice`` in force, on disk first. OSError when it cannot be kept: then nothing has changed."""
-        if self.file is not None:
-            self.file.save(choice)
+    async def change(self, change: Callable[[Choice], Choice], identity: str = "") -> Choice:
+        """Make ``change`` to the choice, on disk first, and put it in force for what comes from now on. ValueError from ``change``; OSError
+        when it cannot be kept: then nothing has changed. ``identity``: the same for every instance that is told of one change."""
+        async with self._changing:
+            if self.file is None:
+                self.choice = change(self.choice)
+            else:
+                self.choice = await asyncio.to_thread(self.file.update, self.slots, self.default, change, identity)
+                self._stamp = self.file.stamp()
+            return self.choice
+
+    def put(self, choice: Choice) -> None:
+        """``choice`` is in force at once, and only here: whoever is in a hurry keeps it on disk with ``change``."""
         self.choice = choice
 
     def known(self, slot: str) -> str:
         """``slot``; ValueError when there is none of that name."""
-        names = (BLUE, *(name for name in self.tables.slots if name != BLUE))
-        if slot not in names:
-            raise ValueError(f"there is no slot {slot!r}; there are {', '.join(names)}")
+        if slot not in self.slots:
+            raise ValueError(f"there is no slot {slot!r}; there are {', '.join(self.slots)}")
         return slot
 
     def place(self, exchange: Exchange, prefixes: tuple[str, ...] = ()) -> None:
-        """Give ``exchange`` its slot, its route and its upstream, or the plan that finds them. ``prefixes`` are taken off where it goes
-        straight to the base URL."""
+        """Give ``exchange`` its slot, its route and its upstream, or the plan that finds them. One of ``prefixes`` is taken off first."""
         choice = self.choice
-        name = choice.active if not choice.share else choice.slot_of(sticky_of(exchange))
-        exchange.slot = name
+        name = exchange.slot  # one that came through the inner door is bound to its slot
+        if not name:
+            name = exchange.slot = choice.active if not choice.share else choice.slot_of(sticky_of(exchange))
         tables = self.tables
+        for watcher in self.watchers:
+            watcher(exchange)
         slot = tables.slots.get(name)
         if slot is None:
             exchange.upstream = tables.base
             straight(exchange, prefixes)
             return
-        asked = Asked.of(exchange.method, exchange.path, exchange.request_headers, exchange.caller)
+        path = exchange.path
+        for prefix in prefixes:
+            rest = cut(exchange.target, prefix)
+            if rest is not None:
+                exchange.target, path = rest, cut(path, prefix) or path
+                break
+        asked = Asked.of(exchange.method, path, exchange.request_headers, exchange.caller)
         decision = slot.decide(asked)
         if decision.route.needs_model:
             exchange.plan = ByModel(self, slot, asked)
@@ -135,8 +190,9 @@ def _changes(target: Target) -> bool:
     return target.provider.fiedler or bool(target.provider.cut) or target.provider.place is Place.NONE
 
 
-def _live(target: Target, base: Path) -> Live:
-    return Live(target, KeyRing.of(target.keys, base) if target.central else None)
+def _live(target: Target, tables: Tables) -> Live:
+    ring = KeyRing.of(target.keys, tables.base_dir, tables.environ) if target.central else None
+    return Live(target, ring)
 
 
 def session_of(exchange: Exchange) -> str:
@@ -163,13 +219,13 @@ class ByModel:
 
     async def serve(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         """``relay.Plan``."""
-        body = b""
+        plain = b""
         model = model_in_path(exchange.path)
         named = None
         if not model:
-            body = await peek(request, exchange)
+            plain = decoded(exchange, await peek(request, exchange))
             try:
-                named = model_in(decoded(exchange, body))
+                named = model_in(plain)
             except AmbiguousModel:
                 raise ExchangeError(
                     "ambiguous_model", "The request names its model twice.", status=400, retry=False
@@ -180,9 +236,8 @@ class ByModel:
         plan = self.router.follow(exchange, decision)
         alias = decision.route.aliases.get(model)
         if alias is not None:
-            _rename(
-                exchange, decision.route, model, alias, with_model(body, named, alias) if named is not None else None
-            )
+            body = with_model(plain, named, alias) if named is not None else None
+            _rename(exchange, decision.route, model, alias, body)
         kept = exchange.kept
         if kept is not None and not exchange.holds and exchange.request_body is None:
             exchange.tell_request_head()
@@ -203,7 +258,8 @@ def _rename(exchange: Exchange, route: Route, model: str, alias: str, body: byte
                 hint=f"name the model as the provider does, {alias!r}",
                 retry=False,
             )
-        exchange.request_body = body
+        exchange.request_body = body  # without the coding that it came in: what was changed is not packed again
+        exchange.remove_request_headers(lambda name, _: name.lower() == b"content-encoding")
     else:
         path, mark, query = exchange.target.partition("?")
         exchange.target = path.replace(f"/{model}", f"/{alias}", 1) + mark + query
@@ -212,13 +268,15 @@ def _rename(exchange: Exchange, route: Route, model: str, alias: str, body: byte
 
 
 def decoded(exchange: Exchange, body: bytes) -> bytes:
-    """``body`` without gzip, for a look into it; one in another coding is not looked into."""
+    """``body`` without gzip or zstd, for a look into it; one in another coding is not looked into."""
     coding = (exchange.find(b"content-encoding") or b"").strip().lower()
-    if coding == b"gzip":
-        try:
+    try:
+        if coding == b"gzip":
             return zlib.decompressobj(31).decompress(body, SCAN_CAP)
-        except zlib.error:
-            return b""
+        if coding == b"zstd":  # Codex's
+            return zstd.ZstdDecompressor().decompress(body, SCAN_CAP)
+    except (zlib.error, zstd.ZstdError, EOFError):
+        return b""
     return b"" if coding not in (b"", b"identity") else body
 
 
@@ -248,15 +306,6 @@ async def peek(request: web.Request, exchange: Exchange) -> bytes:
     except web.RequestPayloadError:
         raise malformed_body() from None
     return kept.body()
-
-
-def explain(router: Router, method: str, target: str, headers: Asked, model: str, slot: str) -> Decision | None:
-    """Which route of ``slot`` would serve a request; None where the slot goes straight to the base URL."""
-    table = router.tables.slots.get(slot)
-    if table is None:
-        return None
-    known = model or model_in_path(path_of(target))
-    return table.decide(attrs.evolve(headers, method=method, path=path_of(target), model=known))
 
 
 ROUTER: web.AppKey[Router] = web.AppKey("router", Router)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from fiedler_proxy.config import Faults, nearest, setting
+from fiedler_proxy.config import Faults, at_least, between, nearest, setting
 from fiedler_proxy.errors import Dialect
 from fiedler_proxy.key_source import wrong_source
 from fiedler_proxy.provider import PROVIDERS, SIGNERS, Place, Provider, Target
@@ -71,6 +71,48 @@ class RouteTable:
     affinity: bool = setting(True)
 
 
+@attrs.frozen
+class CanaryTable:
+    """``[canary]``. ``guard``: whether a canary that does worse than the active slot is rolled back by the gateway itself; ``minimum``:
+    requests of the canary before it may judge."""
+
+    guard: bool = setting(True)
+    minimum: int = setting(5, check=at_least(1))
+
+
+@attrs.frozen
+class ShadowTable:
+    """``[shadow]``: ``slot`` gets copies of ``share`` (0 to 1) of the requests, at most ``requests`` and about ``tokens`` an hour; a body
+    above ``body`` bytes is not copied."""
+
+    slot: str = setting("")
+    share: float = setting(0.01, check=between(0, 1))
+    requests: int = setting(60, check=at_least(0))
+    tokens: int = setting(1_000_000, check=at_least(0))
+    body: int = setting(4 * 1024 * 1024, check=at_least(0))
+
+
+def _path_wrong(value: str) -> str:
+    return (
+        ""
+        if value.startswith("/") and value.isascii() and value.isprintable() and " " not in value
+        else "must be a path"
+    )
+
+
+@attrs.frozen
+class PreflightTable:
+    """One of ``[[preflight]]``: a request that a slot must answer like the active one before it may be used. ``key`` names where a key is
+    read (``env:NAME`` ...), which goes into ``x-api-key`` or, for the dialects of OpenAI, ``Authorization``."""
+
+    path: str = setting(attrs.NOTHING, check=_path_wrong)
+    name: str = setting("")
+    method: str = setting("POST")
+    body: str = setting("")
+    headers: Mapping[str, str] = setting({})
+    key: str = setting("", check=lambda value: wrong_source(value) if value else "", secret=False)
+
+
 @attrs.define
 class Maker:
     """Makes tables out of what is configured; faults are collected."""
@@ -102,7 +144,11 @@ class Maker:
             made[GREEN] = Slot(GREEN, default_routes([name for name in targets if name != BASE], BASE))
         used = {each for slot in made.values() for route in slot.routes for each in route.targets}
         return Tables(
-            self.base, {name: target for name, target in targets.items() if name in used}, made, self.base_dir
+            self.base,
+            {name: target for name, target in targets.items() if name in used},
+            made,
+            self.base_dir,
+            self.environ,
         )
 
     def _configured(self, name: str, table: ProviderTable) -> Target | None:

@@ -16,17 +16,20 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import attrs
 from aiohttp import web
 
+from fiedler_proxy.control import Control
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.lifecycle import GATEWAY, Gateway
 from fiedler_proxy.notify import Notifier, notifier
+from fiedler_proxy.operating import Compose, Load, control_of
 from fiedler_proxy.server import c_parser_in_use
 from fiedler_proxy.settings import Settings
-from fiedler_proxy.upstream import parse_upstream
+from fiedler_proxy.upstream import Upstream, parse_upstream
 
 try:
     import resource
@@ -67,8 +70,22 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 _log = logging.getLogger("kgb.serving")
 
 
-def run(settings: Settings, create_app: CreateApp, *, upstream_context: UpstreamContext | None = None) -> int:
-    """Serve until a signal ends it; 0 then. SettingsError when it cannot start.
+@attrs.frozen
+class Again:
+    """How a configuration is read once more, for a reload: ``load`` it, and ``compose`` its chain."""
+
+    load: Load
+    compose: Compose
+
+
+def run(
+    settings: Settings,
+    create_app: CreateApp,
+    *,
+    upstream_context: UpstreamContext | None = None,
+    again: Again | None = None,
+) -> int:
+    """Serve until a signal ends it; 0 then. SettingsError when it cannot start. With ``again`` SIGHUP reloads.
 
     ``upstream_context`` provides the base URL of an upstream for as long as the server runs, in place of the one in
     ``settings``.
@@ -77,7 +94,7 @@ def run(settings: Settings, create_app: CreateApp, *, upstream_context: Upstream
         raise SettingsError([NO_C_PARSER])
     raise_open_files()
     with asyncio.Runner(loop_factory=loop_factory(settings.document.uvloop)) as runner:
-        runner.run(_run(settings, create_app, upstream_context))
+        runner.run(_run(settings, create_app, upstream_context, again))
     return 0
 
 
@@ -103,7 +120,9 @@ def raise_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _run(settings: Settings, create_app: CreateApp, upstream_context: UpstreamContext | None) -> None:
+async def _run(
+    settings: Settings, create_app: CreateApp, upstream_context: UpstreamContext | None, again: Again | None
+) -> None:
     asyncio.get_running_loop().set_exception_handler(report_loop_fault)
     signals, manager = Signals(), notifier(os.environ)
     async with manager.alive(), contextlib.AsyncExitStack() as stack:
@@ -111,20 +130,33 @@ async def _run(settings: Settings, create_app: CreateApp, upstream_context: Upst
             url, before = await stack.enter_async_context(upstream_context()), settings.upstream
             upstream = parse_upstream(url, "demo", timeouts=before.timeouts, limits=before.limits)
             settings = attrs.evolve(settings, upstream=upstream)
-        await _serve(settings, create_app(settings), signals, manager)
+            if again is not None:
+                again = attrs.evolve(again, load=_with_upstream(again.load, upstream))
+        await _serve(settings, create_app(settings), signals, manager, again)
 
 
-async def _serve(settings: Settings, app: web.Application, signals: "Signals", manager: Notifier) -> None:
+def _with_upstream(load: Load, upstream: Upstream) -> Load:
+    return lambda: attrs.evolve(load(), upstream=upstream)
+
+
+async def _serve(
+    settings: Settings, app: web.Application, signals: "Signals", manager: Notifier, again: Again | None = None
+) -> None:
+    control = control_of(app, settings, *((again.load, again.compose) if again is not None else ()))
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
     try:
         await runner.setup()
         await listen(runner, settings)
+        at = urls(runner, settings)
+        await control.start(runner)
+        signals.on_hangup(partial(_reload, control))
         tune_the_interpreter()
-        announce(settings, urls(runner, settings))
+        announce(settings, at)
         manager.send("READY=1", f"STATUS=serving {settings.upstream.url}")
         await signals.first.wait()
         await stop(runner, app[GATEWAY], settings.document.timeouts.drain, signals, manager)
     finally:
+        await control.stop()
         await runner.cleanup()
 
 
@@ -154,8 +186,27 @@ class Signals:
             with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(number, self._came)
 
+    def on_hangup(self, reload: Callable[[], None]) -> None:
+        """Call ``reload`` on SIGHUP, which would else end the process."""
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
     def _came(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
+
+
+def _reload(control: Control) -> None:
+    """SIGHUP. What is wrong with the new configuration is said in the log, and the old one stays in force."""
+    if control.reload is None:
+        return
+    try:
+        done = control.reload(False)
+    except SettingsError as error:
+        _log.error("not reloaded, and nothing has changed: %s", "; ".join(error.faults))
+        return
+    _log.info("reloaded: %s", "; ".join(done.changes) or "nothing is different")
+    if done.restart:
+        _log.warning("only a restart brings into force: %s", ", ".join(done.restart))
 
 
 async def listen(runner: web.AppRunner, settings: Settings) -> None:

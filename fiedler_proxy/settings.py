@@ -21,6 +21,7 @@ from fiedler_proxy.config import (
     build,
     from_text,
     hints_of,
+    nearest,
     one_of,
     read_toml,
     setting,
@@ -28,8 +29,8 @@ from fiedler_proxy.config import (
 )
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.guard import host_of
-from fiedler_proxy.router import Tables
-from fiedler_proxy.routing import Maker, ProviderTable, RouteTable
+from fiedler_proxy.router import BLUE, Tables
+from fiedler_proxy.routing import CanaryTable, Maker, PreflightTable, ProviderTable, RouteTable, ShadowTable
 from fiedler_proxy.upstream import PoolLimits, Timeouts, Upstream, parse_upstream
 
 DEFAULT_UPSTREAM = "https://api.anthropic.com"
@@ -155,7 +156,7 @@ class Document:
     upstream: UpstreamTable = setting(_UPSTREAM)
     data_dir: Path = setting(Path("~/.local/share/kgb"), path=True)
     instance: str = setting("a", check=_instance_wrong)
-    chain: tuple[str, ...] = setting(("request_id", "access_log", "dewey_tap", "auth"))
+    chain: tuple[str, ...] = setting(("request_id", "access_log", "dewey_tap", "auth", "fiedler"))
     allowed_hosts: tuple[str, ...] = setting((), check=_hosts_wrong)
     allowed_origins: tuple[str, ...] = setting((), check=_origins_wrong)
     via: str = setting("", check=_token_wrong)
@@ -166,14 +167,19 @@ class Document:
     limits: LimitsTable = setting(LimitsTable())
     tls: TlsTable = setting(TlsTable())
     health: HealthTable = setting(HealthTable())
+    runtime_dir: str = setting("", path=True)
+    slot: str = setting("blue", check=_instance_wrong)
     providers: Mapping[str, ProviderTable] = setting({})
     slots: Mapping[str, tuple[RouteTable, ...]] = setting({})
+    canary: CanaryTable = setting(CanaryTable())
+    shadow: ShadowTable = setting(ShadowTable())
+    preflight: tuple[PreflightTable, ...] = setting(())
     links: Mapping[str, object] = setting({})
 
 
 TABLES: Mapping[str, type] = {
     "": Document, "upstream": UpstreamTable, "timeouts": TimeoutsTable, "limits": LimitsTable, "tls": TlsTable,
-    "health": HealthTable,
+    "health": HealthTable, "canary": CanaryTable, "shadow": ShadowTable,
 }  # fmt: skip
 """Every table of the file with the class that says what it holds."""
 
@@ -191,15 +197,17 @@ class Program:
     variables: Mapping[str, str]
     upstream_variables: Sequence[str]
     config_variable: str
+    slot: str = "blue"
 
 
 FIEDLER = Program(
     "fiedler",
     8081,
-    ("provider_route",),
+    ("fiedler_key", "provider_route"),
     {"FIEDLER_HOST": "host", "FIEDLER_PORT": "port", "FIEDLER_DATA_DIR": "data_dir"},
     ("FIEDLER_UPSTREAM",),
     "FIEDLER_CONFIG",
+    "green",
 )
 
 
@@ -302,7 +310,12 @@ def read(program: Program, flags: Mapping[str, object], environ: Mapping[str, st
     for key, value in flags.items():
         if key != "config":
             given.put(key.split("."), value, f"flag --{key.replace('_', '-')}")
-    own_defaults = {"port": program.port, "chain": program.chain, "data_dir": str(_default_data_dir(environ))}
+    own_defaults = {
+        "port": program.port,
+        "chain": program.chain,
+        "slot": program.slot,
+        "data_dir": str(_default_data_dir(environ)),
+    }
     given.values = {**own_defaults, **given.values}
     if not given.sources.get("upstream.url", "").startswith("flag"):
         given.read_upstream(program, environ)
@@ -318,9 +331,18 @@ def read(program: Program, flags: Mapping[str, object], environ: Mapping[str, st
     settings = Settings(program.name, document, upstream, path, given.sources, tuple(given.warnings))
     tables = Maker(upstream, own, settings.base_dir, environ).tables(document.providers, document.slots)
     settings = attrs.evolve(settings, tables=tables, environment=given.environment)
+    _check_slots(document, tables, own)
     draft = Draft(settings, complete)
     draft.place(own, faults)
     return draft
+
+
+def _check_slots(document: Document, tables: Tables, faults: Faults) -> None:
+    """Slots that are named where none is."""
+    known = (BLUE, *tables.slots)
+    for key, name in (("slot", document.slot), ("shadow.slot", document.shadow.slot)):
+        if name and name not in known:
+            faults.add(key, f"there is no slot {name!r}{nearest(name, known)}; there are {', '.join(known)}")
 
 
 def _default_data_dir(environ: Mapping[str, str]) -> Path:

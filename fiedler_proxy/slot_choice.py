@@ -1,13 +1,16 @@
 """Which slot is active: chosen by people, kept over restarts, with a log of who changed what and why.
 
-Owns the file. A change is on disk before it is in force, so that what a restart finds is what was in force last.
+Owns the file. A change is on disk before it is in force, so that what a restart finds is what was in force last; the instances that share a
+data directory share the choice, and a change that was given to each of them is made once.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -15,18 +18,18 @@ import attrs
 LOG_MOST = 200
 """Changes that are kept."""
 
-FILE = "slots.json"
-
 
 @attrs.frozen
 class Change:
-    """One line of the log. ``at``: seconds since the epoch; ``by``: who did it (a person's command, the guard, the environment)."""
+    """One line of the log. ``at``: seconds since the epoch; ``by``: who did it (a person's command, the guard, the environment);
+    ``id``: the same for every instance that was told of one change."""
 
     at: float
     action: str
     slot: str
     by: str
     why: str = ""
+    id: str = ""
 
 
 @attrs.frozen
@@ -61,6 +64,12 @@ class Choice:
             )
         return self._changed(f"canary {share:.4%}".replace(".0000%", "%"), slot, by, "", canary=slot, share=share)
 
+    def marked(self, identity: str) -> "Choice":
+        """This one, its last change known as ``identity``."""
+        if not self.log:
+            return self
+        return attrs.evolve(self, log=(*self.log[:-1], attrs.evolve(self.log[-1], id=identity)))
+
     def _before(self, slot: str) -> str:
         return self.previous if slot == self.active else self.active
 
@@ -81,26 +90,64 @@ def fraction(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest()) / 2**56
 
 
+Stamp = tuple[int, int, int] | None
+
+
 @attrs.frozen
 class ChoiceFile:
-    """The choice on disk. ``environment``: what the environment says of the upstream; where that has changed since, it wins."""
+    """The choice on disk. ``instance``: who asks; ``environment``: what its environment says of the upstream; where that has changed
+    since, it wins, and ``blue`` is active: the slot that goes there."""
 
     path: Path
+    instance: str = ""
     environment: str = ""
+    blue: str = "blue"
 
     def load(self, slots: Collection[str], default: str) -> Choice:
         """What was chosen last, as far as there still are such slots. A file that cannot be read is as none; it is not touched."""
         said = self._read()
         choice = _choice(said, slots, default)
-        if "environment" in said and said["environment"] != self.environment and choice.active != default:
-            return choice.using(default, "environment", "the variable that names the upstream has another value now")
+        known = said.get("environments")
+        before = known.get(self.instance) if isinstance(known, Mapping) else None
+        if before is not None and before != self.environment and choice.active != self.blue:
+            why = "the variable that names the upstream has another value now"
+            return choice.using(self.blue, "environment", why)
         return choice
 
-    def save(self, choice: Choice) -> None:
-        """Keep ``choice``; OSError when it cannot be."""
-        said = attrs.asdict(choice)
-        said["environment"] = self.environment
+    def stamp(self) -> Stamp:
+        """What changes whenever the file does; None for no file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def update(
+        self, slots: Collection[str], default: str, change: Callable[[Choice], Choice], identity: str = ""
+    ) -> Choice:
+        """Make ``change`` to what is on disk, and keep it there; what is in force then. A change whose ``identity`` is in the log was made
+        by another instance, and is taken over. OSError when it cannot be kept, ValueError from ``change``."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._locked():
+            choice = self.load(slots, default)
+            if not identity or identity not in (each.id for each in choice.log):
+                choice = change(choice).marked(identity)
+            self._save(choice)
+        return choice
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _save(self, choice: Choice) -> None:
+        known = self._read().get("environments")
+        said = attrs.asdict(choice)
+        said["environments"] = {**(known if isinstance(known, dict) else {}), self.instance: self.environment}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
@@ -108,11 +155,16 @@ class ChoiceFile:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def _read(self) -> dict[str, object]:
         try:
             said = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return said if isinstance(said, dict) else {}
 

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.options import INTERRUPTED, tell_faults
 from kgb_gateway.commands import chain, check, compare, demo, keys, serve, version
+from kgb_gateway.commands.control import reload, route, slot, status
 from kgb_gateway.commands.dewey import command as dewey
 
-COMMANDS = (serve, dewey, check, chain, keys, demo, compare, version)
+PARSERS = (
+    serve.add_parser, status.add_parser, slot.add_parser, route.add_parser, reload.add_parser, status.add_drain_parser,
+    status.add_exchanges_parser, dewey.add_parser, check.add_parser, chain.add_parser, keys.add_parser, demo.add_parser,
+    compare.add_parser, version.add_parser,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=version.one_line())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.add_parser(subparsers)
+    for add_parser in PARSERS:
+        add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

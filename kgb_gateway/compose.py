@@ -16,6 +16,10 @@ FIEDLER_LINKS = "fiedler"
 """The name in the chain that stands for Fiedler's own."""
 
 
+IN_PROCESS = tuple(name for name in FIEDLER.chain if name != "fiedler_key")
+"""Fiedler's links behind KGB's in one process, which asks itself for no key."""
+
+
 def expanded(names: tuple[str, ...], faults: Faults | None = None) -> tuple[str, ...]:
     """``names`` with Fiedler's links in the place of ``fiedler``, which must come once, and last."""
     if FIEDLER_LINKS not in names:
@@ -26,7 +30,7 @@ def expanded(names: tuple[str, ...], faults: Faults | None = None) -> tuple[str,
         faults.add("chain", "'fiedler' stands in the chain more than once")
     place = names.index(FIEDLER_LINKS)
     rest = tuple(name for name in names[place + 1 :] if name != FIEDLER_LINKS)
-    return (*names[:place], *FIEDLER.chain, *rest)
+    return (*names[:place], *IN_PROCESS, *rest)
 
 
 def compose_chain(settings: Settings) -> Chain:

@@ -106,6 +106,16 @@ class Journal:
 
     # The loop's side.
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that are in memory, and not on disk yet."""
+        return self._tail.written - self._tail.drained
+
+    @property
+    def spool_size(self) -> int:
+        """Bytes on disk that nobody has packed yet, of all instances."""
+        return _size_of(self.spool)
+
     def append(self, kind: Kind, exchange: bytes, payload: bytes) -> bool:
         """Append a frame that is no body: a head, an end, a note. False when even the reserve is full."""
         if not self._tail.append(kind, exchange, time_ns(), monotonic_ns(), payload, 0):

@@ -10,7 +10,7 @@ from fiedler_proxy.settings import KEYS_FILE, Program, Settings
 KGB = Program(
     "kgb",
     8089,
-    ("request_id", "access_log", "dewey_tap", "auth"),
+    ("request_id", "access_log", "dewey_tap", "auth", "fiedler"),
     {
         "KGB_HOST": "host",
         "KGB_PORT": "port",

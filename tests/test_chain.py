@@ -296,9 +296,9 @@ def test_what_a_link_says_against_its_settings_is_among_the_faults() -> None:
 
 def test_a_name_that_is_no_link_may_still_be_meant() -> None:
     faults = Faults()
-    compose(["fiedlr"], {}, faults, always=(), known=("fiedler",))
-    assert "(did you mean 'fiedler'?)" in faults.found[0]
-    assert "(did you mean" not in faults_of("fiedlr")[0]
+    compose(["switchbord"], {}, faults, always=(), known=("switchboard",))
+    assert "(did you mean 'switchboard'?)" in faults.found[0]
+    assert "(did you mean" not in faults_of("switchbord")[0]
 
 
 def test_every_fault_is_found_at_once() -> None:

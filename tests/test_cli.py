@@ -195,7 +195,9 @@ def test_chain_as_json(capsys: Said) -> None:
 
 
 def test_fiedler_goes_behind_the_chain() -> None:
-    assert serve.load_with({}, {}, fiedler=True).document.chain == (*KGB.chain, "fiedler")
+    assert serve.load_with({}, {}, fiedler=True).document.chain == KGB.chain
+    assert serve.load_with({}, {}, fiedler=True).document.slot == "green"
+    assert serve.load_with({"chain": ("auth",)}, {}, fiedler=True).document.chain == ("auth", "fiedler")
     given: dict[str, object] = {"chain": ("auth", "fiedler")}
     assert serve.load_with(given, {}, fiedler=True).document.chain == ("auth", "fiedler")
     assert serve.load_with(given, {}, fiedler=False).document.chain == ("auth", "fiedler")

@@ -42,7 +42,7 @@ def faults_of(flags: dict[str, object], environ: dict[str, str] | None = None) -
 
 
 def test_the_default_chain() -> None:
-    assert names_of(load()) == ["request_id", "access_log", "dewey_tap", "guard", "health", "auth"]
+    assert names_of(load()) == ["request_id", "access_log", "dewey_tap", "guard", "health", "auth", "provider_route"]
 
 
 def test_fiedler_stands_for_its_links() -> None:
@@ -53,7 +53,12 @@ def test_fiedler_stands_for_its_links() -> None:
 
 
 def test_fiedler_alone() -> None:
-    assert [entry.name for entry in compose_fiedler(load_fiedler()).entries] == ["guard", "health", "provider_route"]
+    assert [entry.name for entry in compose_fiedler(load_fiedler()).entries] == [
+        "guard",
+        "health",
+        "fiedler_key",
+        "provider_route",
+    ]
 
 
 def test_fiedler_is_no_name_in_a_chain_of_its_own() -> None:
@@ -160,8 +165,10 @@ def test_where_nobody_is_asked_it_stays_closed(tmp_path: Path) -> None:
 
 
 def test_fiedler_is_no_more_open(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="put 'auth' into the chain"):
+    with pytest.raises(SettingsError, match=r"say where its key is read with \[links.fiedler_key\] keys"):
         load_fiedler({"host": "0.0.0.0"})
+    with pytest.raises(SettingsError, match="put 'auth' into the chain"):
+        load_fiedler({"host": "0.0.0.0", "chain": ("provider_route",)})
     create_key(tmp_path / "keys.json", "somebody")
     flags = {"host": "0.0.0.0", "chain": ("auth", "provider_route"), "data_dir": str(tmp_path)}
     assert load_fiedler(flags).host == "0.0.0.0"
@@ -245,7 +252,7 @@ async def test_every_path_passes_also_below_the_prefix(kgb: bool, tmp_path: Path
 
 async def test_kgb_without_fiedler_knows_no_prefix(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream:
-        app = create_app(upstream=upstream.url, data_dir=str(tmp_path))
+        app = create_app(upstream=upstream.url, data_dir=str(tmp_path), chain=("request_id", "auth"))
         async with start_app(app) as address, RawClient(address.host, address.port) as client:
             await client.get("/anthropic-proxy/v1")
             await client.read_response()

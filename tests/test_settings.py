@@ -61,7 +61,7 @@ def faults_of(
 def test_nothing_is_needed() -> None:
     found = good()
     assert (found.host, found.port, found.upstream.url) == ("127.0.0.1", 8089, "https://api.anthropic.com")
-    assert found.document.chain == ("request_id", "access_log", "dewey_tap", "auth")
+    assert found.document.chain == ("request_id", "access_log", "dewey_tap", "auth", "fiedler")
     assert found.document.instance == "a"
     assert found.data_dir == Path("~/.local/share/kgb").expanduser()
     assert found.warnings == ()
@@ -70,7 +70,7 @@ def test_nothing_is_needed() -> None:
 
 def test_fiedler_has_a_port_and_a_chain_of_its_own() -> None:
     found = good(program=FIEDLER)
-    assert (found.port, found.document.chain) == (8081, ("provider_route",))
+    assert (found.port, found.document.chain) == (8081, ("fiedler_key", "provider_route"))
 
 
 def test_defaults_fit_long_thinking() -> None:

@@ -22,7 +22,7 @@ def _prefixes_wrong(values: tuple[str, ...]) -> str:
 @web.middleware
 @attrs.frozen
 class ProviderRoute:
-    """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target where a request goes
+    """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target before anything is
     straight to the base URL (slot ``blue``)."""
 
     prefixes: tuple[str, ...] = setting(("/anthropic-proxy",), check=_prefixes_wrong)

@@ -10,14 +10,17 @@ from aiohttp import web
 
 from fiedler_proxy.logs import logging_to_stderr
 from fiedler_proxy.options import add_log_level, add_options, flags_of
+from fiedler_proxy.serving import Again
 from fiedler_proxy.serving import run as run_server
 from fiedler_proxy.settings import Settings
 from kgb_gateway.app import create_app, load
 from kgb_gateway.companion import Companion, command_of
+from kgb_gateway.compose import compose_chain
 from kgb_gateway.demo import demo_upstream
 from kgb_gateway.settings import records, sink_in, tap_table
 
 FIEDLER = "fiedler"
+GREEN = "green"
 
 _DEMO_PLACE = "unix:/demo"  # stands for the provider's address until it runs
 
@@ -39,7 +42,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_options(parser)
     parser.add_argument("--demo", action="store_true", help="answer from a built-in scripted provider: no key needed")
-    parser.add_argument("--fiedler", action="store_true", help="put Fiedler behind the chain, in this process")
+    parser.add_argument(
+        "--fiedler", action="store_true", help="begin with the slot green: Fiedler's routes, in this process"
+    )
     add_log_level(parser)
     parser.set_defaults(run=run, parser=parser)
 
@@ -53,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         flags["upstream"] = _DEMO_PLACE
     with logging_to_stderr(args.log_level):
         settings = load_with(flags, os.environ, fiedler=args.fiedler)
-        return run_server(settings, create_with_librarian, upstream_context=demo_upstream if args.demo else None)
+        again = Again(partial(load_with, flags, os.environ, fiedler=args.fiedler), compose_chain)
+        context = demo_upstream if args.demo else None
+        return run_server(settings, create_with_librarian, upstream_context=context, again=again)
 
 
 def create_with_librarian(settings: Settings) -> web.Application:
@@ -77,9 +84,10 @@ async def _companion(companion: Companion, _: web.Application) -> AsyncIterator[
 
 
 def load_with(flags: Mapping[str, object], environ: Mapping[str, str], *, fiedler: bool) -> Settings:
-    """The settings; with ``fiedler`` its name stands at the end of the chain, whoever configured that."""
+    """The settings; with ``fiedler`` its name stands at the end of the chain, whoever configured that, and green is where it begins."""
+    if not fiedler:
+        return load(flags, environ)
+    flags = {**flags, "slot": GREEN}
     settings = load(flags, environ)
     names = settings.document.chain
-    if not fiedler or FIEDLER in names:
-        return settings
-    return load({**flags, "chain": (*names, FIEDLER)}, environ)
+    return settings if FIEDLER in names else load({**flags, "chain": (*names, FIEDLER)}, environ)

@@ -263,6 +263,23 @@ class DeweyTap:
         self._redactors[:] = [Redactor(secret, names, tuple(name.lower() for name in self.secret_parameters))]
         return journal
 
+    def status(self) -> dict[str, object]:
+        """What ``kgb status`` shows of the record."""
+        journal = self.journal
+        if journal is None:
+            return {}
+        counters = journal.counters
+        return {
+            "journal": {
+                "failing": journal.failing,
+                "waiting": journal.waiting,
+                "spool": journal.spool_size,
+                "gaps": counters.gaps,
+                "gap_bytes": counters.gap_bytes,
+                "failures": counters.failures,
+            }
+        }
+
     def record_of(self, exchange: Exchange) -> Record:
         """How much of ``exchange`` is recorded: what its caller's or its route's name says, else the default."""
         if not self.callers and not self.routes:

@@ -84,7 +84,7 @@ async def site(
             slots={"s": list(used)},
             **flags,
         )
-        app[ROUTER].choose(Choice("s"))
+        app[ROUTER].put(Choice("s"))
         yield Site(await stack.enter_async_context(start_app(app)), app, upstreams)
 
 
@@ -323,7 +323,7 @@ class TestRoutes:
 
 async def test_blue_goes_straight_to_the_base_url() -> None:
     async with site(says("0"), says("base")) as at:
-        at.router.choose(Choice("blue"))
+        at.router.put(Choice("blue"))
         assert (await at.post("/anthropic-proxy/v1/messages")).body == b"base"
         assert at.upstreams[1].requests[0].target == b"/v1/messages"
 
@@ -346,7 +346,7 @@ async def test_an_exchange_keeps_the_slot_it_began_in() -> None:
             await client.read_head()
             assert await client.read_some() == b"one"
             (exchange,) = at.app[GATEWAY].live
-            at.router.choose(at.router.choice.using("blue", "test"))
+            at.router.put(at.router.choice.using("blue", "test"))
             assert (await at.post()).body == b"base"
             assert exchange.slot == "s"
             first_read.set()

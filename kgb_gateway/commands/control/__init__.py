@@ -1,0 +1,1 @@
+"""Commands that speak to running gateways over their control sockets."""
