@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 import attrs
 from aiohttp import web
 
-from fiedler_proxy.errors import ExchangeError, Fault
+from fiedler_proxy.body_peek import peek, tell_kept
+from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.flow import Answer, Flow, TurnedAway
 from fiedler_proxy.headers import RawHeaders
@@ -23,6 +24,7 @@ from fiedler_proxy.model_name import SCAN_CAP
 from fiedler_proxy.provider import Place, header_for, without_credentials, without_parameter
 from fiedler_proxy.relay import Relay
 from fiedler_proxy.route import BY_STATUS, Retry, Route
+from fiedler_proxy.signer import SIGNED_BY_CALLER, without_signature
 from fiedler_proxy.targets import Live, attempts_of
 from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
 
@@ -102,12 +104,14 @@ class Attempts:
         """``relay.Plan``."""
         target, headers = exchange.target, exchange.request_headers
         turns = list(attempts_of(self.lives, time.monotonic(), ATTEMPTS_MOST))
-        if len(turns) > 1 and exchange.kept is None:
+        if any(live.signer is not None and live.signer.needs_body for live in turns):
+            await _take_whole(request, exchange)
+        elif len(turns) > 1 and exchange.kept is None:
             exchange.kept = Kept(SCAN_CAP)
         for number, live in enumerate(turns, 1):
             last = number == len(turns)
             try:
-                key = self._aim(exchange, live, target, headers)
+                key = await self._aim(exchange, live, target, headers)
             except LookupError as error:
                 if last and self._aside is None:
                     raise _no_key(live, error) from None
@@ -130,7 +134,7 @@ class Attempts:
         exchange.upstream = self._aside_of.target.upstream
         return await relay.play(request, exchange, self._aside)
 
-    def _aim(self, exchange: Exchange, live: Live, target: str, headers: RawHeaders) -> Key | None:
+    async def _aim(self, exchange: Exchange, live: Live, target: str, headers: RawHeaders) -> Key | None:
         """Make the exchange one for ``live``. LookupError when there is no key for it."""
         provider = live.target.provider
         affinity = self.affinity if self.route.affinity else ""
@@ -145,9 +149,14 @@ class Attempts:
             exchange.hop_lines += (b"x-kgb-request-id: " + exchange.id.encode(),)
             if exchange.caller:
                 exchange.hop_lines += (b"x-kgb-caller: " + exchange.caller.encode("ascii", "replace"),)
-        elif key is not None or provider.place is Place.NONE:
+        elif key is not None or live.signer is not None or provider.place is Place.NONE:
             exchange.request_headers = without_credentials(headers)
             exchange.target = without_parameter(exchange.target, _QUERY_KEYS)
+        elif provider.aws and (exchange.find(b"authorization") or b"").startswith(SIGNED_BY_CALLER):
+            raise _signed_for_us(live)
+        if live.signer is not None:
+            exchange.request_headers = without_signature(exchange.request_headers)
+            exchange.hop_lines = await live.signer.lines(exchange, live.target, exchange.request_body or b"")
         return key
 
     async def _ask(
@@ -157,7 +166,7 @@ class Attempts:
         begun = time.monotonic()
         live.breaker.take(begun)
         live.running += 1
-        central = key is not None
+        central = key is not None or live.signer is not None
 
         def judge(flow: Flow, connection: UpstreamConnection) -> Gate:
             self._sent = True
@@ -211,6 +220,30 @@ class Attempts:
             f"{live.name}: {why}"
         )
         _log.info("exchange %s: %s: %s; asking the next one", exchange.id, live.name, why)
+
+
+async def _take_whole(request: web.Request, exchange: Exchange) -> None:
+    """A signature is of the whole body, and who asks for one wants its length."""
+    if exchange.request_body is not None:
+        return
+    if exchange.kept is None:
+        await peek(request, exchange)
+    assert exchange.kept is not None
+    if not exchange.kept.whole:
+        raise body_too_large(SCAN_CAP)
+    tell_kept(exchange)
+    if exchange.kept.size:
+        exchange.request_body = exchange.kept.body()
+
+
+def _signed_for_us(live: Live) -> ExchangeError:
+    return ExchangeError(
+        "signed_by_caller",
+        f"The request is signed for this gateway, and {live.name} would refuse it: the signature holds the host.",
+        status=400,
+        hint="let the gateway sign ([providers.bedrock]), or send a bearer key",
+        retry=False,
+    )
 
 
 def _at_hand(exchange: Exchange) -> bool:

@@ -15,7 +15,10 @@ from fiedler_proxy.slot_choice import fraction
 LOOK_SECONDS = 1.0
 """How often a file is looked at."""
 
-KINDS = ("env", "file", "credential")
+SIGNER_KINDS = ("aws", "google")
+"""Sources that a vendor's library reads: a profile, or its defaults."""
+
+KINDS = ("env", "file", "credential", *SIGNER_KINDS)
 
 COOL_SECONDS = 30.0
 """How long a key rests after a 429 that names no time."""
@@ -30,7 +33,7 @@ def wrong_source(text: str) -> str:
     """What is wrong with the name of a source, "" for nothing. A key itself in its place is not repeated."""
     kind, colon, name = text.partition(":")
     if not colon or kind not in KINDS or not name:
-        return "must be written as env:NAME, file:/path or credential:NAME; the key itself does not belong into the configuration"
+        return "names no source of a key: write env:NAME, file:/path or credential:NAME; a key itself does not belong into the configuration"
     return ""
 
 

@@ -47,7 +47,7 @@ class Provider:
     ``url``: base URL, with ``{names}`` that ``defaults``, the environment's ``named_by`` or the configuration fill.
     ``variables``: of the environment, asked in order for a key. ``paths``: prefixes of the paths it serves, for the
     choice between native paths; ``cut`` is taken off the beginning of a target, where its base path has it already;
-    ``dialect``: of its errors. ``fiedler``: it is another gateway of ours.
+    ``dialect``: of its errors. ``fiedler``: it is another gateway of ours; ``aws``: its callers may sign.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Provider:
     paths: tuple[str, ...] = ("/v1/",)
     cut: str = ""
     fiedler: bool = False
+    aws: bool = False
 
     def base_url(self, given: Mapping[str, str], environ: Mapping[str, str]) -> str:
         """The base URL with its names filled in. ValueError tells which one nobody gave."""
 
         def fill(match: re.Match[str]) -> str:
             name = match[1]
-            named = (environ.get(variable) for variable in self.named_by.get(name, ()))
-            value = given.get(name) or next(filter(None, named), "") or self.defaults.get(name, "")
+            value = self.value_of(name, given, environ)
             if not value:
                 asked = " or ".join(self.named_by.get(name, ())) or "nothing"
                 raise ValueError(f"needs {name!r} for {self.url}: set it there, or {asked} in the environment")
@@ -76,6 +76,11 @@ class Provider:
             return value
 
         return _VARIABLE.sub(fill, self.url)
+
+    def value_of(self, name: str, given: Mapping[str, str], environ: Mapping[str, str]) -> str:
+        """What stands for ``name`` in the URL, "" for nothing."""
+        named = (environ.get(variable) for variable in self.named_by.get(name, ()))
+        return given.get(name) or next(filter(None, named), "") or self.defaults.get(name, "")
 
 
 _ANTHROPIC = ("/v1/messages", "/v1/complete", "/v1/models", "/v1/files", "/api/", "/v1/skills", "/v1/organizations")
@@ -107,11 +112,11 @@ _TABLE = (
     ),
     Provider(
         "bedrock", "https://bedrock-runtime.{region}.amazonaws.com", Place.SIGV4, Dialect.ANTHROPIC, named_by=_REGION,
-        paths=("/model/",),
+        paths=("/model/",), aws=True,
     ),
     Provider(
         "bedrock-key", "https://bedrock-runtime.{region}.amazonaws.com", Place.BEARER, Dialect.ANTHROPIC,
-        ("AWS_BEARER_TOKEN_BEDROCK",), named_by=_REGION, paths=("/model/",),
+        ("AWS_BEARER_TOKEN_BEDROCK",), named_by=_REGION, paths=("/model/",), aws=True,
     ),
     Provider(
         "azure", "https://{resource}.openai.azure.com", Place.API_KEY, variables=("AZURE_OPENAI_API_KEY",),
@@ -145,13 +150,14 @@ class Target:
     """A provider as it is configured here: where its requests go, and the names of the keys that are sent there.
 
     ``central``: a key of the gateway's own takes the place of the caller's credential; ``keys`` name where they are read from
-    (``env:NAME``, ``file:/path``, ``credential:NAME``), in order.
+    (``env:NAME``, ``file:/path``, ``credential:NAME``), in order. ``region``: AWS's, for a signature.
     """
 
     provider: Provider
     upstream: Upstream
     keys: tuple[str, ...] = ()
     central: bool = False
+    region: str = ""
 
     @property
     def name(self) -> str:

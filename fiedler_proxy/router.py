@@ -6,9 +6,7 @@ a route depends on the model, the body is read as far as that takes, without bei
 
 import asyncio
 import os
-import sys
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,23 +14,18 @@ import attrs
 from aiohttp import web
 
 from fiedler_proxy.attempts import Attempts
-from fiedler_proxy.errors import ExchangeError, malformed_body
+from fiedler_proxy.body_peek import decoded, peek, tell_kept
+from fiedler_proxy.errors import ExchangeError
 from fiedler_proxy.exchange import Exchange
-from fiedler_proxy.kept import Kept
 from fiedler_proxy.key_source import KeyRing
 from fiedler_proxy.model_name import SCAN_CAP, AmbiguousModel, model_in, model_in_path, with_model
 from fiedler_proxy.provider import Place, Target
 from fiedler_proxy.relay import Relay
 from fiedler_proxy.route import Asked, Decision, Route, Slot, cut
-from fiedler_proxy.server import CONTINUE, caller_connection, read_body
+from fiedler_proxy.signer import signer_of
 from fiedler_proxy.slot_choice import Choice, ChoiceFile, Stamp
 from fiedler_proxy.targets import Live, in_order
 from fiedler_proxy.upstream import Upstream
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 SESSIONS = (b"x-claude-code-session-id", b"session-id", b"session_id", b"x-session-id", b"x-session-affinity")
 """Headers that name the session of a caller (CONTRACTS section 1): for affinity, never for authorisation."""
@@ -187,12 +180,14 @@ def straight(exchange: Exchange, prefixes: tuple[str, ...]) -> None:
 
 def _changes(target: Target) -> bool:
     """Whether a request has to be changed for ``target``, be it by a header."""
-    return target.provider.fiedler or bool(target.provider.cut) or target.provider.place is Place.NONE
+    provider = target.provider
+    return provider.fiedler or bool(provider.cut) or provider.aws or provider.place in (Place.NONE, Place.GOOGLE)
 
 
 def _live(target: Target, tables: Tables) -> Live:
-    ring = KeyRing.of(target.keys, tables.base_dir, tables.environ) if target.central else None
-    return Live(target, ring)
+    signer = signer_of(target, tables.base_dir)
+    ring = KeyRing.of(target.keys, tables.base_dir, tables.environ) if target.central and signer is None else None
+    return Live(target, ring, signer)
 
 
 def session_of(exchange: Exchange) -> str:
@@ -238,12 +233,7 @@ class ByModel:
         if alias is not None:
             body = with_model(plain, named, alias) if named is not None else None
             _rename(exchange, decision.route, model, alias, body)
-        kept = exchange.kept
-        if kept is not None and not exchange.holds and exchange.request_body is None:
-            exchange.tell_request_head()
-            if kept.size:
-                exchange.tell_request_bytes(kept.body())
-            kept.told = True
+        tell_kept(exchange)
         return await (plan.serve(relay, request, exchange) if plan is not None else relay.once(request, exchange))
 
 
@@ -265,47 +255,6 @@ def _rename(exchange: Exchange, route: Route, model: str, alias: str, body: byte
         exchange.target = path.replace(f"/{model}", f"/{alias}", 1) + mark + query
     exchange.transformed = True
     exchange.facts["model_alias"] = f"{model} -> {alias} ({route.name})"
-
-
-def decoded(exchange: Exchange, body: bytes) -> bytes:
-    """``body`` without gzip or zstd, for a look into it; one in another coding is not looked into."""
-    coding = (exchange.find(b"content-encoding") or b"").strip().lower()
-    try:
-        if coding == b"gzip":
-            return zlib.decompressobj(31).decompress(body, SCAN_CAP)
-        if coding == b"zstd":  # Codex's
-            return zstd.ZstdDecompressor().decompress(body, SCAN_CAP)
-    except (zlib.error, zstd.ZstdError, EOFError):
-        return b""
-    return b"" if coding not in (b"", b"identity") else body
-
-
-async def peek(request: web.Request, exchange: Exchange) -> bytes:
-    """Read the body, up to SCAN_CAP; what was read is in ``exchange.kept``. ExchangeError for a body that is broken or does not come."""
-    kept = exchange.kept = Kept(SCAN_CAP)
-    whole = read_body(request)
-    if whole is not None:
-        kept.put(whole)
-        kept.whole = True
-        return whole
-    transport = caller_connection(request).transport
-    if (exchange.find(b"expect") or b"").lower() == b"100-continue" and transport is not None:
-        transport.write(CONTINUE)
-    assert exchange.upstream is not None
-    idle = exchange.upstream.timeouts.idle or None
-    try:
-        while kept.size < SCAN_CAP:
-            async with asyncio.timeout(idle):
-                data = await request.content.readany()
-            if not data:
-                kept.whole = True
-                break
-            kept.put(data)
-    except TimeoutError:
-        raise ExchangeError("request_timeout", f"After {idle:g} s the request body stalled.", status=408) from None
-    except web.RequestPayloadError:
-        raise malformed_body() from None
-    return kept.body()
 
 
 ROUTER: web.AppKey[Router] = web.AppKey("router", Router)

@@ -13,7 +13,7 @@ import attrs
 
 from fiedler_proxy.config import Faults, at_least, between, nearest, setting
 from fiedler_proxy.errors import Dialect
-from fiedler_proxy.key_source import wrong_source
+from fiedler_proxy.key_source import SIGNER_KINDS, wrong_source
 from fiedler_proxy.provider import PROVIDERS, SIGNERS, Place, Provider, Target
 from fiedler_proxy.route import SAFE, Pick, Retry, Route, Slot, default_routes
 from fiedler_proxy.router import BLUE, GREEN, Tables
@@ -168,8 +168,20 @@ class Maker:
             place=table.place or known.place,
             dialect=table.dialect or known.dialect,
         )
-        if (missing := _missing_signer(provider)) and not table.keys:
-            self.faults.add(where, missing)
+        signs = provider.place is Place.SIGV4 or (provider.place is Place.GOOGLE and table.keys)
+        wrong = _missing_signer(provider) if signs else ""
+        for key in table.keys:
+            kind = key.partition(":")[0]
+            if (kind in SIGNER_KINDS or len(table.keys) > 1) and not signs:
+                wrong = wrong or (f"{key}: only a provider that signs takes it" if kind in SIGNER_KINDS else "")
+            elif signs and kind not in (*SIGNER_KINDS, *(("file",) if provider.place is Place.GOOGLE else ())):
+                wrong = wrong or f"{key}: it signs, with aws:PROFILE, google:default or Google's key file"
+        if signs and len(table.keys) > 1:
+            wrong = wrong or "one that signs takes one source of credentials"
+        if signs and provider.place is Place.SIGV4 and not provider.value_of("region", table.names, self.environ):
+            wrong = wrong or "needs names.region, or AWS_REGION in the environment: signatures are for one region"
+        if wrong:
+            self.faults.add(where, wrong)
             return None
         return self._target(provider, where, table.names, table.keys)
 
@@ -196,7 +208,8 @@ class Maker:
         except ValueError as error:
             self.faults.add(where, str(error))
             return None
-        return Target(provider, upstream, keys, bool(keys))
+        central = bool(keys) or provider.place is Place.SIGV4
+        return Target(provider, upstream, keys, central, provider.value_of("region", names, self.environ))
 
     def _routes(self, slot: str, tables: tuple[RouteTable, ...], targets: Mapping[str, Target]) -> "list[Route]":
         routes: list[Route] = []

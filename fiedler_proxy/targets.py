@@ -12,6 +12,7 @@ from fiedler_proxy.breaker import Breaker
 from fiedler_proxy.key_source import Key, KeyRing
 from fiedler_proxy.provider import Place, Target
 from fiedler_proxy.route import Pick, Route
+from fiedler_proxy.signer import Signer
 
 SMOOTHING = 0.2
 """How much the latest time to first byte counts in the average."""
@@ -26,6 +27,7 @@ class Live:
 
     target: Target
     keys: KeyRing | None = None
+    signer: Signer | None = None
     breaker: Breaker = attrs.field(factory=Breaker)
     running: int = 0
     latency: float = 0.0

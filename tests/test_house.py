@@ -58,6 +58,7 @@ FLOORS = {
     "kgb_gateway.dewey.transcripts.*": 0,
     # Mechanisms: they know how, not when or for whom.
     "fiedler_proxy.attempts": 1,
+    "fiedler_proxy.body_peek": 1,
     "fiedler_proxy.chain": 1,
     "fiedler_proxy.clock": 1,
     "fiedler_proxy.config": 1,
@@ -79,6 +80,7 @@ FLOORS = {
     "fiedler_proxy.relay": 1,
     "fiedler_proxy.router": 1,
     "fiedler_proxy.server": 1,
+    "fiedler_proxy.signer": 1,
     "fiedler_proxy.slot_choice": 1,
     "fiedler_proxy.sockets": 1,
     "fiedler_proxy.targets": 1,
