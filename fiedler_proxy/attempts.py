@@ -8,7 +8,7 @@ fail, the caller gets what the last upstream that answered has said.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import attrs
 from aiohttp import web
@@ -17,6 +17,7 @@ from fiedler_proxy.body_peek import peek, tell_kept
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.flow import Answer, Flow, TurnedAway
+from fiedler_proxy.gate import Gate
 from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.kept import Kept
 from fiedler_proxy.key_source import Key
@@ -26,67 +27,13 @@ from fiedler_proxy.relay import Relay
 from fiedler_proxy.route import BY_STATUS, Retry, Route
 from fiedler_proxy.signer import SIGNED_BY_CALLER, without_signature
 from fiedler_proxy.targets import Live, attempts_of
-from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
-
-ASIDE_CAP = 256 * 1024
-"""Bytes of an answer that are put aside while another upstream is asked; a longer one goes to the caller."""
+from fiedler_proxy.wire import UpstreamConnection
 
 ATTEMPTS_MOST = 8
 
 _QUERY_KEYS = ("key", "api_key", "api-key")
 
 _log = logging.getLogger("kgb.route")
-
-
-class Gate:
-    """Stands between a connection and its flow until the head of the answer is there (a wire.Sink)."""
-
-    __slots__ = ("_answer", "_connection", "_flow", "_turns_away")
-
-    def __init__(self, flow: Flow, connection: UpstreamConnection, turns_away: Callable[[int], bool]) -> None:
-        self._flow = flow
-        self._connection = connection
-        self._turns_away = turns_away
-        self._answer: Answer | None = None
-
-    def on_interim(self, head: ResponseHead) -> None:
-        self._flow.on_interim(head)
-
-    def on_head(self, head: ResponseHead) -> None:
-        if self._turns_away(head.status):
-            self._answer = Answer(head)
-            return
-        self._connection.hand_over(self._flow)
-        self._flow.on_head(head)
-
-    def on_body(self, data: bytes) -> None:
-        answer = self._answer
-        assert answer is not None
-        answer.body.append(data)
-        answer.size += len(data)
-        if answer.size > ASIDE_CAP:
-            self._answer = None
-            self._connection.hand_over(self._flow)
-            self._flow.on_head(answer.head)
-            for piece in answer.body:
-                self._flow.on_body(piece)
-
-    def on_end(self) -> None:
-        assert self._answer is not None
-        self._flow.turned_away(self._answer)
-
-    def on_broken(self, error: WireError) -> None:
-        if self._answer is None:
-            self._flow.on_broken(error)
-        else:  # its head has said enough, and nobody shall get half of it
-            self._answer.broken = True
-            self._flow.fail(TurnedAway(self._answer))
-
-    def on_turn(self) -> None:
-        self._flow.on_turn()
-
-    def on_writable(self) -> None:
-        self._flow.on_writable()
 
 
 @attrs.define(eq=False)
@@ -111,7 +58,7 @@ class Attempts:
         for number, live in enumerate(turns, 1):
             last = number == len(turns)
             try:
-                key = await self._aim(exchange, live, target, headers)
+                key = await self.aim(exchange, live, target, headers)
             except LookupError as error:
                 if last and self._aside is None:
                     raise _no_key(live, error) from None
@@ -134,7 +81,7 @@ class Attempts:
         exchange.upstream = self._aside_of.target.upstream
         return await relay.play(request, exchange, self._aside)
 
-    async def _aim(self, exchange: Exchange, live: Live, target: str, headers: RawHeaders) -> Key | None:
+    async def aim(self, exchange: Exchange, live: Live, target: str, headers: RawHeaders) -> Key | None:
         """Make the exchange one for ``live``. LookupError when there is no key for it."""
         provider = live.target.provider
         affinity = self.affinity if self.route.affinity else ""

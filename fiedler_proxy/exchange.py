@@ -51,6 +51,10 @@ class Outcome(enum.StrEnum):
     GATEWAY_FAULT = "gateway_fault"
 
 
+SHADOW_OF, PREFLIGHT = "shadow_of", "preflight"
+"""Facts of the gateway's own exchanges: the id of the one it is a copy of, or the name of the preflight."""
+
+
 class Direction(enum.StrEnum):
     """Which way the bytes of a tunnel (an accepted upgrade) went."""
 

@@ -11,12 +11,10 @@ from pathlib import Path
 import aiohttp
 import attrs
 
+from fiedler_proxy.exchange import PREFLIGHT
 from fiedler_proxy.inner import InnerDoor, Reply
 from fiedler_proxy.key_source import Key
 from fiedler_proxy.provider import native
-
-PREFLIGHT = "preflight"
-"""The fact of an exchange that says which preflight it is."""
 
 COMPARED = ("content-type", "content-encoding", "cache-control", "anthropic-version", "openai-version")
 """Headers whose presence and value (parameters aside) must be the same."""

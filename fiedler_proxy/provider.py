@@ -47,7 +47,8 @@ class Provider:
     ``url``: base URL, with ``{names}`` that ``defaults``, the environment's ``named_by`` or the configuration fill.
     ``variables``: of the environment, asked in order for a key. ``paths``: prefixes of the paths it serves, for the
     choice between native paths; ``cut`` is taken off the beginning of a target, where its base path has it already;
-    ``dialect``: of its errors. ``fiedler``: it is another gateway of ours; ``aws``: its callers may sign.
+    ``dialect``: of its errors. ``fiedler``: it is another gateway of ours; ``aws``: its callers may sign; ``models``: where
+    it lists its models, "" for nowhere.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Provider:
     cut: str = ""
     fiedler: bool = False
     aws: bool = False
+    models: str = "/v1/models"
 
     def base_url(self, given: Mapping[str, str], environ: Mapping[str, str]) -> str:
         """The base URL with its names filled in. ValueError tells which one nobody gave."""
@@ -100,7 +102,7 @@ _TABLE = (
     Provider("openai", "https://api.openai.com", variables=("OPENAI_API_KEY",)),
     Provider(
         "gemini", "https://generativelanguage.googleapis.com", Place.X_GOOG_API_KEY, Dialect.GEMINI,
-        ("GEMINI_API_KEY", "GOOGLE_API_KEY"), paths=("/v1beta/", "/v1/models", "/upload/"),
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"), paths=("/v1beta/", "/v1/models", "/upload/"), models="/v1beta/models",
     ),
     Provider(
         "gemini-openai", "https://generativelanguage.googleapis.com/v1beta/openai", Place.BEARER, Dialect.OPENAI,
@@ -109,18 +111,19 @@ _TABLE = (
     Provider(
         "vertex", "https://{location}-aiplatform.googleapis.com", Place.GOOGLE, Dialect.GEMINI,
         named_by={"location": ("CLOUD_ML_REGION", "GOOGLE_CLOUD_LOCATION")}, paths=("/v1/projects/", "/v1beta1/projects/"),
+        models="",
     ),
     Provider(
         "bedrock", "https://bedrock-runtime.{region}.amazonaws.com", Place.SIGV4, Dialect.ANTHROPIC, named_by=_REGION,
-        paths=("/model/",), aws=True,
+        paths=("/model/",), aws=True, models="",
     ),
     Provider(
         "bedrock-key", "https://bedrock-runtime.{region}.amazonaws.com", Place.BEARER, Dialect.ANTHROPIC,
-        ("AWS_BEARER_TOKEN_BEDROCK",), named_by=_REGION, paths=("/model/",), aws=True,
+        ("AWS_BEARER_TOKEN_BEDROCK",), named_by=_REGION, paths=("/model/",), aws=True, models="",
     ),
     Provider(
         "azure", "https://{resource}.openai.azure.com", Place.API_KEY, variables=("AZURE_OPENAI_API_KEY",),
-        named_by={"resource": ("AZURE_OPENAI_RESOURCE",)}, paths=("/openai/",),
+        named_by={"resource": ("AZURE_OPENAI_RESOURCE",)}, paths=("/openai/",), models="/openai/v1/models",
     ),
     Provider(
         "foundry", "https://{resource}.services.ai.azure.com/anthropic", Place.X_API_KEY, Dialect.ANTHROPIC,

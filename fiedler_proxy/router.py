@@ -18,6 +18,8 @@ from fiedler_proxy.body_peek import decoded, peek, tell_kept
 from fiedler_proxy.errors import ExchangeError
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.key_source import KeyRing
+from fiedler_proxy.merged_models import PATHS as MODEL_PATHS
+from fiedler_proxy.merged_models import MergedModels
 from fiedler_proxy.model_name import SCAN_CAP, AmbiguousModel, model_in, model_in_path, with_model
 from fiedler_proxy.provider import Place, Target
 from fiedler_proxy.relay import Relay
@@ -124,8 +126,9 @@ class Router:
             raise ValueError(f"there is no slot {slot!r}; there are {', '.join(self.slots)}")
         return slot
 
-    def place(self, exchange: Exchange, prefixes: tuple[str, ...] = ()) -> None:
-        """Give ``exchange`` its slot, its route and its upstream, or the plan that finds them. One of ``prefixes`` is taken off first."""
+    def place(self, exchange: Exchange, prefixes: tuple[str, ...] = (), *, merge_models: bool = False) -> None:
+        """Give ``exchange`` its slot, its route and its upstream, or the plan that finds them. One of ``prefixes`` is taken off first.
+        ``merge_models``: who asks for the models gets those of every provider of the slot."""
         choice = self.choice
         name = exchange.slot  # one that came through the inner door is bound to its slot
         if not name:
@@ -145,11 +148,20 @@ class Router:
                 exchange.target, path = rest, cut(path, prefix) or path
                 break
         asked = Asked.of(exchange.method, path, exchange.request_headers, exchange.caller)
+        if merge_models and path in MODEL_PATHS and exchange.method == "GET":
+            self._merge(exchange, slot, asked)
+            return
         decision = slot.decide(asked)
         if decision.route.needs_model:
             exchange.plan = ByModel(self, slot, asked)
         else:
             self.follow(exchange, decision)
+
+    def _merge(self, exchange: Exchange, slot: Slot, asked: Asked) -> None:
+        names = dict.fromkeys(name for route in slot.routes for name in route.targets)
+        dialect = asked.native or "openai"
+        exchange.route, exchange.upstream = "models", self.tables.base
+        exchange.plan = MergedModels([self.lives[name] for name in names], slot.routes, dialect)
 
     def follow(self, exchange: Exchange, decision: Decision) -> Attempts | None:
         """Send ``exchange`` along a route that was decided on; the plan, where it takes one."""

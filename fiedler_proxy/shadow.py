@@ -14,14 +14,11 @@ from collections.abc import Callable
 import aiohttp
 import attrs
 
-from fiedler_proxy.exchange import Exchange, Observer, Outcome
+from fiedler_proxy.exchange import SHADOW_OF, Exchange, Observer, Outcome
 from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.inner import InnerDoor, Reply
 from fiedler_proxy.router import Router
 from fiedler_proxy.slot_choice import fraction
-
-SHADOW_OF = "shadow_of"
-"""The fact of a copy's exchange that names the one it is a copy of."""
 
 HOUR = 3600.0
 

@@ -187,7 +187,7 @@ def test_chain_as_json(capsys: Said) -> None:
     assert kgb.main(["chain", "--json", "--chain", "auth,fiedler"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == ["guard", "health", "auth", "provider_route"]
-    assert rows[3]["settings"] == {"prefixes": ["/anthropic-proxy"]}
+    assert rows[3]["settings"] == {"prefixes": ["/anthropic-proxy"], "merge_models": False}
     assert set(rows[0]) == {"position", "name", "source", "settings", "powers", "why"}
 
 

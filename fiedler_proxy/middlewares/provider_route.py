@@ -22,10 +22,11 @@ def _prefixes_wrong(values: tuple[str, ...]) -> str:
 @web.middleware
 @attrs.frozen
 class ProviderRoute:
-    """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target before anything is
-    straight to the base URL (slot ``blue``)."""
+    """``prefixes``: path prefixes below which the upstream's own paths stand 1:1; they are taken off the target before anything is decided.
+    ``merge_models``: whether who asks for the list of models gets those of every provider of the slot, in one."""
 
     prefixes: tuple[str, ...] = setting(("/anthropic-proxy",), check=_prefixes_wrong)
+    merge_models: bool = False
 
     after: ClassVar[tuple[str, ...]] = ("auth",)
 
@@ -39,4 +40,4 @@ class ProviderRoute:
         if router is None:
             straight(exchange, self.prefixes)
         else:
-            router.place(exchange, self.prefixes)
+            router.place(exchange, self.prefixes, merge_models=self.merge_models)

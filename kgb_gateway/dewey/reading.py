@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
+from fiedler_proxy.exchange import PREFLIGHT, SHADOW_OF
 from kgb_gateway.dewey.canon import digest
 from kgb_gateway.dewey.entry import INTERRUPTED, Entry, Priced
 from kgb_gateway.dewey.exchanges import Gathered, Pieces
-from kgb_gateway.dewey.identity import identify
+from kgb_gateway.dewey.identity import ID_CAP, Identity, identify
 from kgb_gateway.dewey.importing import RECORD, entry_of
 from kgb_gateway.dewey.prices import Pricing
 from kgb_gateway.dewey.transcripts.detect import Surface, detect
@@ -125,7 +126,7 @@ class Reading:
         headers: dict[bytes, bytes] = {}
         for name, value in entry.request_headers:
             headers.setdefault(name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
-        return attrs.evolve(entry, identity=identify(headers, body))
+        return attrs.evolve(entry, identity=_apart(entry, identify(headers, body)))
 
     def _priced(self, entry: Entry) -> Entry:
         reply, dialect = entry.reply, entry.dialect
@@ -143,6 +144,16 @@ class Reading:
         costs = [each.cost for each in priced]
         total = None if not costs or None in costs else sum(cost for cost in costs if cost is not None)
         return attrs.evolve(entry, usage=tuple(priced), cost=total, prices=version, estimated=estimated)
+
+
+def _apart(entry: Entry, identity: Identity) -> Identity:
+    """The gateway's own exchanges are no turns of the session whose words they repeat."""
+    for fact in (SHADOW_OF, PREFLIGHT):
+        told = entry.facts.get(fact)
+        if told:
+            kind = fact.partition("_")[0]
+            return attrs.evolve(identity, session=f"{kind}:{identity.session or told}"[:ID_CAP])
+    return identity
 
 
 def _facts(gathered: Gathered) -> Entry:

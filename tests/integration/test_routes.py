@@ -366,3 +366,61 @@ async def test_a_breaker_leaves_an_upstream_alone_that_keeps_failing() -> None:
         for _ in range(8):
             assert (await at.post()).body == b"ok"
         assert at.asked == [5, 8]
+
+
+# The list of models.
+
+
+def listing(*names: str, anthropic: bool = False) -> Script:
+    rows = [{"id": name, **({"display_name": name.title()} if anthropic else {"created": 7})} for name in names]
+    return respond(200, [("Content-Type", "application/json")], json.dumps({"data": rows}).encode())
+
+
+@pytest.mark.parametrize("dialect", ["anthropic", "openai", "gemini"])
+async def test_the_models_of_every_provider_in_the_callers_dialect(dialect: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("k")
+    keyed: dict[str, object] = {"keys": [f"file:{tmp_path}/key"]}
+    headers: dict[str, Headers] = {
+        "anthropic": [("anthropic-version", "2023-06-01")], "openai": [("Authorization", "Bearer x")],
+        "gemini": [("x-goog-api-key", "x")],
+    }  # fmt: skip
+    async with site(
+        listing("claude-a", anthropic=True),
+        listing("gpt-b", "gpt-c"),
+        respond(500),
+        providers={
+            "p0": {"like": "anthropic", **keyed},
+            "p1": {"like": "openai", **keyed},
+            "p2": {"like": "xai", **keyed},
+        },
+        routes=[
+            {"upstreams": ["p0"], "models": ["claude*"], "aliases": {"quick": "claude-a"}},
+            {"upstreams": ["p1", "p2"]},
+        ],
+        links={"provider_route": {"merge_models": True}},
+    ) as at:
+        async with RawClient(at.address.host, at.address.port) as client:
+            await client.get("/v1beta/models" if dialect == "gemini" else "/v1/models", headers[dialect])
+            answer = await client.read_response()
+        assert at.asked == [1, 1, 1]
+        said = json.loads(answer.body)
+        rows = said["models"] if dialect == "gemini" else said["data"]
+        names = [row.get("id") or row["name"].removeprefix("models/") for row in rows]
+        assert names == ["claude-a", "gpt-b", "gpt-c", "quick"]
+        assert said.get("object") == ("list" if dialect == "openai" else None)
+        assert all(value != b"x" for request in at.upstreams[0].requests for _, value in request.headers)
+
+
+async def test_a_callers_own_key_goes_to_no_other_provider_for_a_list(tmp_path: Path) -> None:
+    async with (
+        site(
+            listing("claude-a", anthropic=True),
+            listing("gpt-b"),
+            providers={"p0": {"like": "anthropic"}, "p1": {"like": "openai"}},
+            links={"provider_route": {"merge_models": True}},
+        ) as at,
+        RawClient(at.address.host, at.address.port) as client,
+    ):
+        await client.get("/v1/models", [("anthropic-version", "2023-06-01"), ("x-api-key", "callers")])
+        assert [row["id"] for row in json.loads((await client.read_response()).body)["data"]] == ["claude-a"]
+        assert at.asked == [1, 0]

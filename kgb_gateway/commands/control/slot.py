@@ -6,6 +6,7 @@ import getpass
 import uuid
 from typing import Any
 
+from kgb_gateway.commands.control import compare
 from kgb_gateway.commands.control.common import EXIT, add_place, line, table, told
 from kgb_gateway.commands.control.words import percent, share_of
 
@@ -32,6 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _action(actions, "history", "who changed what, when and why", run_history)
     probe = _action(actions, "preflight", "ask a slot what is configured to be asked, and compare", run_preflight)
     probe.add_argument("slot", metavar="SLOT")
+    compare.add_parser(actions)
 
 
 def _action(actions: Any, name: str, about: str, run: Any) -> argparse.ArgumentParser:
