@@ -1,0 +1,133 @@
+"""What routing costs: ``python -m tests.bench.routes [--quick] [--rounds N] [--check] [--json FILE]``.
+
+The same chain with Fiedler's routes at its end against without, in one run: a slot of two upstreams with breakers, a key of the gateway's
+own, session affinity, and a canary that is watched. It owns this comparison; the load is the bench's.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench import servers
+from tests.bench.__main__ import machine
+from tests.bench.dewey.figures import Bound, Figure, table
+from tests.bench.figures import SCENARIOS
+from tests.bench.runner import Bench, Options
+from tests.bench.servers import Command, Place, gateway
+
+OFF, ON, BLUE = "kgb", "routes", "blue"
+
+_LINKS = ("request_id", "access_log", "auth")
+
+_LOG = """[links.access_log]
+path = "{directory}/access.log"
+"""
+
+_ROUTES = """[providers.p]
+url = "http://127.0.0.1:{upstream}"
+keys = ["file:provider.key"]
+[providers.q]
+url = "http://127.0.0.1:9"
+keys = ["file:provider.key"]
+[[slots.s]]
+name = "never"
+prefix = "/never"
+upstreams = ["q"]
+[[slots.s]]
+name = "all"
+upstreams = ["p", "q"]
+pick = "least_busy"
+weights = [1000, 0.001]
+[[slots.t]]
+name = "all"
+upstreams = ["p", "q"]
+"""
+
+
+def routes(place: Place) -> Command:
+    """The gateway with routes, and a canary of one session in twenty."""
+    place.write("provider.key", "a-key-of-the-gateways-own")
+    choice = {"active": "s", "previous": "blue", "canary": "t", "share": 0.05, "log": [], "environments": {}}
+    place.write("slots-kgb.json", json.dumps(choice))
+    more = _LOG + _ROUTES.replace("{upstream}", str(place.upstream))
+    return gateway(*_LINKS, "fiedler", more=more)(place)
+
+
+SERVERS: dict[str, Callable[[Place], Command]] = {
+    OFF: gateway(*_LINKS, more=_LOG),
+    BLUE: gateway(*_LINKS, "fiedler", more=_LOG),
+    ON: routes,
+}
+
+WANTED = (
+    ("json_64", "small JSON, 64 connections: requests/s", Bound(0.95, most=False)),
+    ("json_64_cpu", "small JSON, 64 connections: CPU a request", Bound(1.05)),
+    ("event_cpu", "200 streams: CPU an event", Bound(1.05)),
+)
+
+
+def figures(options: Options) -> list[Figure]:
+    """Each row, with routes against without."""
+    servers.SERVERS.update(SERVERS)
+    bench = Bench(options)
+    bench.run()
+    told = []
+    for row, title, bound in WANTED:
+        off = bench.cells[row, OFF].median
+        for name in (BLUE, ON):
+            on = bench.cells[row, name].median
+            judged = bound if name == ON else None
+            told.append(
+                Figure(
+                    f"{row} {name}",
+                    f"{title}, {name} against none",
+                    "ratio",
+                    on / off,
+                    judged,
+                    f"{on:,.1f} against {off:,.1f}",
+                )
+            )
+    return told
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.routes", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round: says that it works, not how fast")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds, interleaved (5; 1 when quick)")
+    parser.add_argument("--check", action="store_true", help="exit status 1 when a bound is missed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
+    arguments = parser.parse_args()
+    about = machine()
+    with tempfile.TemporaryDirectory(prefix="bench-routes-") as directory:
+        options = Options(
+            scenarios=tuple(one for one in SCENARIOS if one.name in ("json_64", "streams_200")),
+            servers=(OFF, BLUE, ON),
+            rounds=arguments.rounds or (1 if arguments.quick else 5),
+            quick=arguments.quick,
+            repeats=0 if arguments.quick else 2,
+            use_wrk=bool(shutil.which("wrk")),
+            directory=Path(directory),
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+        found = figures(options)
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    print(table(found))
+    if arguments.json:
+        told = {
+            each.name: {"unit": each.unit, "measured": each.value, "wanted": str(each.bound or "")} for each in found
+        }
+        arguments.json.write_text(json.dumps({"machine": about, "figures": told}, indent=1) + "\n", encoding="utf-8")
+    missed = [each for each in found if each.bound is not None and not each.bound.met(each.value)]
+    if arguments.check and not arguments.quick:
+        for each in missed:
+            print(f"MISSED {each.name}: {each.value:.3g} {each.unit}, wanted {each.bound}")
+        return 1 if missed else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
