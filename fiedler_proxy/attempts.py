@@ -22,14 +22,21 @@ from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.kept import Kept
 from fiedler_proxy.key_source import Key
 from fiedler_proxy.model_name import SCAN_CAP
-from fiedler_proxy.provider import Place, header_for, without_credentials, without_parameter
+from fiedler_proxy.provider import CALLER_CREDENTIALS, Place, without_parameter
 from fiedler_proxy.relay import Relay
 from fiedler_proxy.route import BY_STATUS, Retry, Route
-from fiedler_proxy.signer import SIGNED_BY_CALLER, without_signature
+from fiedler_proxy.signer import OF_A_SIGNATURE, SIGNED_BY_CALLER
 from fiedler_proxy.targets import Live, attempts_of
-from fiedler_proxy.wire import UpstreamConnection
+from fiedler_proxy.wire import ResponseHead, Sink, UpstreamConnection
 
 ATTEMPTS_MOST = 8
+
+_SIGNED = CALLER_CREDENTIALS | OF_A_SIGNATURE
+
+SESSIONS = (b"x-claude-code-session-id", b"session-id", b"session_id", b"x-session-id", b"x-session-affinity")
+"""Headers that name the session of a caller (CONTRACTS section 1): for affinity, never for authorisation. The surest first."""
+
+_SESSIONS = frozenset(SESSIONS)
 
 _QUERY_KEYS = ("key", "api_key", "api-key")
 
@@ -38,124 +45,117 @@ _log = logging.getLogger("kgb.route")
 
 @attrs.define(eq=False)
 class Attempts:
-    """The plan of one exchange: ``lives`` in the order in which they are asked, by the rules of ``route``."""
+    """The plan of one exchange: ``lives`` in the order in which they are asked, by the rules of ``route`` (a relay.Plan and a flow.Judge). ``many_keys``:
+    one of them has several, and is asked with each; ``signs``: one of them signs the body, which is taken in first."""
 
     route: Route
     lives: tuple[Live, ...]
-    affinity: str = ""
+    many_keys: bool = False
+    signs: bool = False
+    began: bool = False
+    _last: bool = False
+    _central: bool = False
     _aside: Answer | None = None
     _aside_of: Live | None = None
-    _sent: bool = False
 
     async def serve(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         """``relay.Plan``."""
         target, headers = exchange.target, exchange.request_headers
-        turns = list(attempts_of(self.lives, time.monotonic(), ATTEMPTS_MOST))
-        if any(live.signer is not None and live.signer.needs_body for live in turns):
+        turns = (
+            list(attempts_of(self.lives, time.monotonic(), ATTEMPTS_MOST))
+            if self.many_keys
+            else self.lives[:ATTEMPTS_MOST]
+        )
+        if self.signs:
             await _take_whole(request, exchange)
         elif len(turns) > 1 and exchange.kept is None:
             exchange.kept = Kept(SCAN_CAP)
         for number, live in enumerate(turns, 1):
-            last = number == len(turns)
+            self._last = number == len(turns)
+            if number > 1:
+                exchange.target, exchange.request_headers, exchange.hop_lines = target, headers, ()
+            begun = time.monotonic()
             try:
-                key = await self.aim(exchange, live, target, headers)
+                key = self.aim(exchange, live, begun)
+                if live.signer is not None:
+                    exchange.hop_lines = await live.signer.lines(exchange, live.target, exchange.request_body or b"")
             except LookupError as error:
-                if last and self._aside is None:
+                if self._last and self._aside is None:
                     raise _no_key(live, error) from None
                 self._note(exchange, live, f"no key: {error.args[0]}")
                 continue
+            self._central = key is not None or live.signer is not None
+            self.began = told = False
+            live.breaker.take(begun)
+            live.running += 1
             try:
-                return await self._ask(relay, request, exchange, live, key, last=last)
+                response = await relay.once(request, exchange, self)
+                first = exchange.first_byte
+                after = _retry_after(exchange.response_headers) if exchange.status >= 400 else None
+                live.tell(exchange.status, None if first is None else first - begun, key, after, begun)
+                told = True
+                return response
             except TurnedAway as turned:
+                head = turned.answer.head
+                live.tell(head.status, None, key, _retry_after(head.headers), time.monotonic())
+                told = True
                 if not turned.answer.broken:
                     self._aside, self._aside_of = turned.answer, live
-                self._note(exchange, live, str(turned.answer.head.status))
+                self._note(exchange, live, str(head.status))
             except ExchangeError as error:
-                if not self._goes_on(exchange, live, error):
-                    raise
-                if last and self._aside is None:
+                if error.fault is Fault.UPSTREAM:
+                    live.tell_failure(time.monotonic())
+                    told = True
+                if not self._goes_on(exchange, error) or (self._last and self._aside is None):
                     raise
                 self._note(exchange, live, error.code)
+            finally:
+                live.running -= 1
+                if not told:
+                    live.breaker.given_up()
         assert self._aside is not None
         assert self._aside_of is not None
         exchange.upstream = self._aside_of.target.upstream
         return await relay.play(request, exchange, self._aside)
 
-    async def aim(self, exchange: Exchange, live: Live, target: str, headers: RawHeaders) -> Key | None:
-        """Make the exchange one for ``live``. LookupError when there is no key for it."""
+    def aim(self, exchange: Exchange, live: Live, now: float) -> Key | None:
+        """Make the exchange one for ``live``, but for a signature. LookupError when there is no key for it."""
         provider = live.target.provider
-        affinity = self.affinity if self.route.affinity else ""
-        key, secret = live.credential(affinity, time.monotonic())
+        affinity = session_of(exchange) if self.route.affinity and live.many_keys else ""
+        key = live.credential(affinity, now) if live.keys is not None else None
         exchange.upstream = live.target.upstream
-        exchange.target = target.removeprefix(provider.cut) if provider.cut else target
-        exchange.request_headers, exchange.hop_lines = headers, ()
+        if provider.cut:
+            exchange.target = exchange.target.removeprefix(provider.cut)
         if key is not None:
-            name, value = header_for(provider.place, secret)
-            exchange.hop_lines = (name + b": " + value,)
+            exchange.hop_lines = (key.line[1],)
         if provider.fiedler:
             exchange.hop_lines += (b"x-kgb-request-id: " + exchange.id.encode(),)
             if exchange.caller:
                 exchange.hop_lines += (b"x-kgb-caller: " + exchange.caller.encode("ascii", "replace"),)
         elif key is not None or live.signer is not None or provider.place is Place.NONE:
-            exchange.request_headers = without_credentials(headers)
-            exchange.target = without_parameter(exchange.target, _QUERY_KEYS)
+            drop = CALLER_CREDENTIALS if live.signer is None else _SIGNED
+            for place in reversed(exchange.request_shape.places(drop)):
+                exchange.drop_request_header(place)
+            if "?" in exchange.target:
+                exchange.target = without_parameter(exchange.target, _QUERY_KEYS)
         elif provider.aws and (exchange.find(b"authorization") or b"").startswith(SIGNED_BY_CALLER):
             raise _signed_for_us(live)
-        if live.signer is not None:
-            exchange.request_headers = without_signature(exchange.request_headers)
-            exchange.hop_lines = await live.signer.lines(exchange, live.target, exchange.request_body or b"")
         return key
 
-    async def _ask(
-        self, relay: Relay, request: web.Request, exchange: Exchange, live: Live, key: Key | None, *, last: bool
-    ) -> web.StreamResponse:
-        """One attempt; what it teaches is told to ``live``."""
-        begun = time.monotonic()
-        live.breaker.take(begun)
-        live.running += 1
-        central = key is not None or live.signer is not None
+    def takes(self, flow: Flow, connection: UpstreamConnection, head: ResponseHead) -> Sink | None:
+        """``flow.Judge``: an answer that means that the next one is asked is put aside."""
+        kind = None if self._last else BY_STATUS.get(head.status)
+        if kind is None or kind not in self.route.retry:
+            return None
+        if kind is Retry.UNAUTHORIZED and not self._central:
+            return None  # the caller's own credential is the caller's own affair
+        return Gate(flow, connection, head) if _at_hand(flow.exchange) else None
 
-        def judge(flow: Flow, connection: UpstreamConnection) -> Gate:
-            self._sent = True
-            return Gate(
-                flow, connection, lambda status: not last and self._turns_away(exchange, status, central=central)
-            )
-
-        told = self._sent = False
-        try:
-            response = await relay.once(request, exchange, judge)
-            first = exchange.first_byte
-            wait = None if first is None else first - begun
-            live.tell(exchange.status, wait, key, _retry_after(exchange.response_headers), time.monotonic())
-            told = True
-            return response
-        except TurnedAway as turned:
-            head = turned.answer.head
-            live.tell(head.status, None, key, _retry_after(head.headers), time.monotonic())
-            told = True
-            raise
-        except ExchangeError as error:
-            if error.fault is Fault.UPSTREAM:
-                live.tell_failure(time.monotonic())
-                told = True
-            raise
-        finally:
-            live.running -= 1
-            if not told:
-                live.breaker.given_up()
-
-    def _turns_away(self, exchange: Exchange, status: int, *, central: bool) -> bool:
-        """Whether an answer of ``status`` means that the next one is asked."""
-        kind = BY_STATUS.get(status)
-        if kind is None or kind not in self.route.retry or not _at_hand(exchange):
-            return False
-        return central or kind is not Retry.UNAUTHORIZED  # the caller's own credential is the caller's own affair
-
-    def _goes_on(self, exchange: Exchange, live: Live, error: ExchangeError) -> bool:
+    def _goes_on(self, exchange: Exchange, error: ExchangeError) -> bool:
         if exchange.head_sent:
             return False
         kind = Retry.TIMEOUT if error.code == "first_byte_timeout" else Retry.BROKEN
-        if not self._sent:
+        if not self.began:
             kind = Retry.CONNECT
         if error.fault is not Fault.UPSTREAM and not error.code.startswith("upstream_queue"):
             return False
@@ -191,6 +191,16 @@ def _signed_for_us(live: Live) -> ExchangeError:
         hint="let the gateway sign ([providers.bedrock]), or send a bearer key",
         retry=False,
     )
+
+
+def session_of(exchange: Exchange) -> str:
+    """The session that the caller names, "" for none."""
+    shape, headers = exchange.request_shape, exchange.request_headers
+    places = shape.places(_SESSIONS)
+    if not places:
+        return ""
+    place = min(places, key=lambda each: SESSIONS.index(shape.lower[each])) if len(places) > 1 else places[0]
+    return headers[place][1].decode("latin-1")
 
 
 def _at_hand(exchange: Exchange) -> bool:

@@ -8,6 +8,7 @@ paces the upstream, and a response that broke never looks whole.
 
 import asyncio
 import logging
+from typing import Protocol
 
 import attrs
 from aiohttp import web
@@ -52,10 +53,19 @@ class TurnedAway(Exception):
         self.answer = answer
 
 
+class Judge(Protocol):
+    """Decides who takes an answer when its head is there. ``began``: a connection was there, and the request is on its way."""
+
+    began: bool
+
+    def takes(self, flow: "Flow", connection: UpstreamConnection, head: ResponseHead) -> Sink | None:
+        """Who hears of the answer from here on; None leaves it to the flow, and the caller."""
+
+
 class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
-    __slots__ = ("_broken", "_caller", "_chunked", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head",
+    __slots__ = ("_broken", "_caller", "_chunked", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head", "_judge",
                  "_out", "_request", "_response", "_stopped", "_tunnel", "_untold", "_upload", "_written")  # fmt: skip
 
     def __init__(
@@ -84,16 +94,23 @@ class Flow:
         self._ended = False
         self._stopped = False
         self._tunnel: Tunnel | None = None
+        self._judge: Judge | None = None
         self._farewell = False
+
+    @property
+    def exchange(self) -> Exchange:
+        """Whose bytes these are."""
+        return self._exchange
 
     # The request's coroutine.
 
-    async def run(self, sink: Sink) -> web.StreamResponse:
-        """Send the request, wait for the end of the response. ExchangeError before its head, ResponseCut after. ``sink`` hears of
-        the response first: this flow itself, or who passes it on."""
+    async def run(self, judge: "Judge | None" = None) -> web.StreamResponse:
+        """Send the request, wait for the end of the response. ExchangeError before its head, ResponseCut after. ``judge`` is asked
+        who takes the answer."""
+        self._judge = judge
         self._exchange.on_abort(self.abort)
         self._caller.resumed = self._connection.resume
-        self._send_request(sink)
+        self._send_request()
         upstream = self._exchange.upstream
         assert upstream is not None
         self._gateway.clock.watch(self, upstream.timeouts.shortest)
@@ -165,7 +182,7 @@ class Flow:
         self._ended = True
         self.fail(TurnedAway(answer))
 
-    def _send_request(self, sink: Sink) -> None:
+    def _send_request(self) -> None:
         request, exchange, connection, head = self._request, self._exchange, self._connection, self._head
         held, kept = exchange.held_body, exchange.kept
         told = held is not None or (kept is not None and kept.told)
@@ -173,7 +190,7 @@ class Flow:
             exchange.tell_request_head()
             if kept is not None:
                 kept.told = True
-        connection.begin(sink, exchange.method, head.upgrade)
+        connection.begin(self, exchange.method, head.upgrade)
         body = b""
         if head.length or head.chunked:
             whole = held if held is not None else exchange.request_body
@@ -214,6 +231,12 @@ class Flow:
         self._out.append(heads.interim_head(head.status, head.reason, head.headers))
 
     def on_head(self, head: ResponseHead) -> None:
+        if self._judge is not None:
+            judge, self._judge = self._judge, None
+            other = judge.takes(self, self._connection, head)
+            if other is not None:
+                self._connection.hand_over(other)
+                return
         exchange, request = self._exchange, self._request
         headers = heads.relayed_headers(exchange, head.headers, self._gateway.say, head.shape)
         if head.status == 101:

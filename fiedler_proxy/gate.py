@@ -1,9 +1,7 @@
-"""The gate: between a connection and its flow until the head of the answer tells whether the caller is to get it.
+"""The gate: takes an answer that the caller is not to get, and keeps it until it is whole.
 
-Owns that an answer that is put aside is whole and small: a longer one goes to the caller after all.
+Owns that what is put aside is small: a longer answer goes to the caller after all.
 """
-
-from collections.abc import Callable
 
 from fiedler_proxy.flow import Answer, Flow, TurnedAway
 from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
@@ -13,28 +11,21 @@ ASIDE_CAP = 256 * 1024
 
 
 class Gate:
-    """Stands between a connection and its flow until the head of the answer is there (a wire.Sink)."""
+    """Takes the answer that begins with ``head`` in the place of ``flow`` (a wire.Sink). ``cap``: bytes of it, at most."""
 
-    __slots__ = ("_answer", "_cap", "_connection", "_flow", "_turns_away")
+    __slots__ = ("_answer", "_cap", "_connection", "_flow")
 
-    def __init__(
-        self, flow: Flow, connection: UpstreamConnection, turns_away: Callable[[int], bool], cap: int = ASIDE_CAP
-    ) -> None:
+    def __init__(self, flow: Flow, connection: UpstreamConnection, head: ResponseHead, cap: int = ASIDE_CAP) -> None:
         self._flow = flow
         self._connection = connection
-        self._turns_away = turns_away
         self._cap = cap
-        self._answer: Answer | None = None
+        self._answer: Answer | None = Answer(head)
 
     def on_interim(self, head: ResponseHead) -> None:
         self._flow.on_interim(head)
 
     def on_head(self, head: ResponseHead) -> None:
-        if self._turns_away(head.status):
-            self._answer = Answer(head)
-            return
-        self._connection.hand_over(self._flow)
-        self._flow.on_head(head)
+        raise AssertionError("the head has come before")
 
     def on_body(self, data: bytes) -> None:
         answer = self._answer

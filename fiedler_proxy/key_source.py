@@ -39,12 +39,14 @@ def wrong_source(text: str) -> str:
 
 @attrs.define(eq=False)
 class Key:
-    """One key, by the name of its source; ``rests_until`` in seconds of the monotonic clock."""
+    """One key, by the name of its source; ``rests_until`` in seconds of the monotonic clock. ``line``: what it says, and the header line that
+    was made of it."""
 
     source: str
     environ: Mapping[str, str]
     base: Path
     rests_until: float = 0.0
+    line: tuple[str, bytes] = attrs.field(default=("", b""), repr=False)
     _secret: str = attrs.field(default="", repr=False)
     _seen: tuple[int, int, int] | None = None
     _looked: float = 0.0
@@ -90,6 +92,7 @@ class KeyRing:
 
     keys: tuple[Key, ...]
     _turn: int = 0
+    _all_rested: float = 0.0
 
     @classmethod
     def of(cls, sources: tuple[str, ...], base: Path, environ: Mapping[str, str] = os.environ) -> "KeyRing":
@@ -100,6 +103,8 @@ class KeyRing:
         """The key for one request; None when all of them rest."""
         now = time.monotonic() if now is None else now
         count = len(self.keys)
+        if count == 1:
+            return self.keys[0] if self.keys[0].rests_until <= now else None
         if affinity:
             start = int(fraction(affinity) * count)
         else:
@@ -117,6 +122,11 @@ class KeyRing:
             key.rests_until = now + min(COOL_MOST, retry_after if retry_after is not None else COOL_SECONDS)
         elif status in (401, 402, 403):
             key.rests_until = now + UNAUTHORIZED_SECONDS
+        self._all_rested = max(self._all_rested, key.rests_until)
+
+    def rested(self, now: float) -> bool:
+        """Whether none of them rests."""
+        return self._all_rested <= now
 
     def soonest(self, now: float) -> float:
         """Seconds until the first key may be used again."""

@@ -7,6 +7,7 @@ import asyncio
 import datetime as dt
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from fiedler_proxy.relay import Relay
 from fiedler_proxy.route import Route
 from fiedler_proxy.server import OwnResponse
 from fiedler_proxy.targets import Live
-from fiedler_proxy.wire import UpstreamConnection
+from fiedler_proxy.wire import ResponseHead, Sink, UpstreamConnection
 
 SECONDS = 5.0
 """How long each provider may take."""
@@ -76,9 +77,12 @@ class MergedModels:
             return []  # the caller's key is for another provider, which need not see it
         route = Route(live.name, (live.name,))
         try:
-            await Attempts(route, (live,)).aim(exchange, live, asks.models, exchange.request_headers)
+            exchange.target = asks.models
+            Attempts(route, (live,)).aim(exchange, live, time.monotonic())
+            if live.signer is not None:
+                exchange.hop_lines = await live.signer.lines(exchange, live.target, b"")
             async with asyncio.timeout(SECONDS):
-                await relay.once(request, exchange, _kept_aside)
+                await relay.once(request, exchange, _Taker())
         except TurnedAway as turned:
             return list(_models(turned.answer, live.name)) if turned.answer.head.status == 200 else []
         except (ExchangeError, LookupError, TimeoutError) as error:
@@ -88,8 +92,13 @@ class MergedModels:
         return []
 
 
-def _kept_aside(flow: Flow, connection: UpstreamConnection) -> Gate:
-    return Gate(flow, connection, lambda _: True, cap=16 * 1024 * 1024)
+class _Taker:
+    """Takes every answer (a flow.Judge)."""
+
+    began = False
+
+    def takes(self, flow: Flow, connection: UpstreamConnection, head: ResponseHead) -> Sink:
+        return Gate(flow, connection, head, cap=16 * 1024 * 1024)
 
 
 def _models(answer: Answer, owner: str) -> Iterator[Model]:

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 import attrs
 
 from fiedler_proxy.errors import Dialect
-from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.upstream import Upstream
 
 
@@ -177,26 +176,6 @@ def header_for(place: Place, key: str) -> tuple[bytes, bytes]:
     if place in (Place.SIGV4, Place.GOOGLE, Place.NONE):
         raise ValueError(f"{place} is no header")
     return place.value.encode(), key.encode()
-
-
-def with_key(headers: RawHeaders, place: Place, key: str) -> RawHeaders:
-    """``headers`` with ``key`` in the place of every credential of the caller's, where the first of these stood."""
-    name, value = header_for(place, key)
-    drop = CALLER_CREDENTIALS | {name.lower()}
-    kept: list[tuple[bytes, bytes]] = []
-    spot = -1
-    for pair in headers:
-        if pair[0].lower() in drop:
-            spot = len(kept) if spot < 0 else spot
-        else:
-            kept.append(pair)
-    kept.insert(spot if spot >= 0 else len(kept), (name, value))
-    return tuple(kept)
-
-
-def without_credentials(headers: RawHeaders) -> RawHeaders:
-    """``headers`` without any credential of the caller's: for a server that asks for none, and need not see one."""
-    return tuple(pair for pair in headers if pair[0].lower() not in CALLER_CREDENTIALS)
 
 
 def without_parameter(target: str, names: Collection[str]) -> str:

@@ -5,7 +5,7 @@ in turn to several upstreams where a route says so. The bytes are the flow's.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable
 from typing import Protocol
 
 from aiohttp import web
@@ -13,11 +13,11 @@ from aiohttp import web
 from fiedler_proxy import heads
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Exchange, Outcome
-from fiedler_proxy.flow import Answer, Flow
+from fiedler_proxy.flow import Answer, Flow, Judge
 from fiedler_proxy.hold import take_in
 from fiedler_proxy.lifecycle import EXCHANGE, Gateway, ResponseCut
 from fiedler_proxy.upstream import Upstream
-from fiedler_proxy.wire import Sink, UpstreamConnection
+from fiedler_proxy.wire import UpstreamConnection
 
 
 class Plan(Protocol):
@@ -25,9 +25,6 @@ class Plan(Protocol):
 
     async def serve(self, relay: "Relay", request: web.Request, exchange: Exchange) -> web.StreamResponse:
         """Relay the exchange, with ``Relay.once`` for each attempt."""
-
-
-Judge = Callable[[Flow, UpstreamConnection], Sink]
 
 
 class Relay:
@@ -38,15 +35,13 @@ class Relay:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    def __call__(self, request: web.Request) -> Awaitable[web.StreamResponse]:
         exchange = request[EXCHANGE]
-        if exchange.plan is not None:
-            plan: Plan = exchange.plan
-            return await plan.serve(self, request, exchange)
-        return await self.once(request, exchange)
+        plan: Plan | None = exchange.plan
+        return self.once(request, exchange) if plan is None else plan.serve(self, request, exchange)
 
-    async def once(self, request: web.Request, exchange: Exchange, judge: "Judge | None" = None) -> web.StreamResponse:
-        """Relay to the exchange's upstream. ``judge`` stands between the connection and the flow as long as it likes."""
+    async def once(self, request: web.Request, exchange: Exchange, judge: Judge | None = None) -> web.StreamResponse:
+        """Relay to the exchange's upstream. ``judge`` is asked who takes the answer."""
         upstream = exchange.upstream
         assert upstream is not None
         if exchange.head_sent:
@@ -62,9 +57,11 @@ class Relay:
             if head.upgrade:
                 raise _upgrade_unavailable(error) from error
             raise
+        if judge is not None:
+            judge.began = True
         flow = Flow(request, exchange, self._gateway, connection, head)
         try:
-            return await flow.run(judge(flow, connection) if judge is not None else flow)
+            return await flow.run(judge)
         finally:
             flow.stop()
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import attrs
 
-from fiedler_proxy.headers import RawHeaders
+from fiedler_proxy.headers import RawHeaders, Shape
 from fiedler_proxy.provider import native
 
 
@@ -156,6 +156,24 @@ class Slot:
 
     name: str
     routes: tuple[Route, ...]
+    asks: frozenset[bytes] = attrs.field(init=False, eq=False, repr=False)
+
+    @asks.default
+    def _of_conditions(self) -> frozenset[bytes]:
+        names = {name.lower().encode("latin-1") for route in self.routes for name in route.headers}
+        names |= {b"host"} if any(route.hosts for route in self.routes) else set()
+        names |= {b"authorization"} if any(route.native for route in self.routes) else set()
+        return frozenset(names)
+
+    def seen(self, headers: RawHeaders, shape: Shape) -> tuple[bytes, ...]:
+        """What of the values of ``headers`` its routes look at: requests that have this, the shape, the path and the caller in common go the
+        same way. Of a credential only its scheme."""
+        return tuple(
+            [
+                headers[place][1] if shape.lower[place] != b"authorization" else headers[place][1][:7].lower()
+                for place in shape.places(self.asks)
+            ]
+        )
 
     def decide(self, asked: Asked) -> Decision:
         """The first route that matches. LookupError when none does."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 from aiohttp import web
 
-from fiedler_proxy.attempts import Attempts
+from fiedler_proxy.attempts import Attempts, session_of
 from fiedler_proxy.body_peek import decoded, peek, tell_kept
 from fiedler_proxy.errors import ExchangeError
 from fiedler_proxy.exchange import Exchange
@@ -23,14 +23,11 @@ from fiedler_proxy.merged_models import MergedModels
 from fiedler_proxy.model_name import SCAN_CAP, AmbiguousModel, model_in, model_in_path, with_model
 from fiedler_proxy.provider import Place, Target
 from fiedler_proxy.relay import Relay
-from fiedler_proxy.route import Asked, Decision, Route, Slot, cut
+from fiedler_proxy.route import Asked, Decision, Pick, Route, Slot, cut
 from fiedler_proxy.signer import signer_of
 from fiedler_proxy.slot_choice import Choice, ChoiceFile, Stamp
 from fiedler_proxy.targets import Live, in_order
 from fiedler_proxy.upstream import Upstream
-
-SESSIONS = (b"x-claude-code-session-id", b"session-id", b"session_id", b"x-session-id", b"x-session-affinity")
-"""Headers that name the session of a caller (CONTRACTS section 1): for affinity, never for authorisation."""
 
 BLUE, GREEN = "blue", "green"
 """The origin's slots: straight to the base URL, and through the routes."""
@@ -55,6 +52,36 @@ class Tables:
         return attrs.evolve(self, base=upstream, targets=targets)
 
 
+WAYS_CAP = 1024
+"""Ways that are remembered; beyond it the memory starts anew."""
+
+
+@attrs.frozen
+class Way:
+    """A decision with those behind its route, worked out once. ``plain``: one upstream whose requests pass as they are; ``alone``: there is no
+    choice; ``ordered``: the first one is the first one as long as all are well; ``many_keys``: one of them has several; ``signs``: one of
+    them signs the body."""
+
+    decision: Decision
+    lives: tuple[Live, ...]
+    plain: bool
+    alone: bool
+    ordered: bool
+    many_keys: bool
+    signs: bool
+
+    @classmethod
+    def of(cls, decision: Decision, known: Mapping[str, Live]) -> "Way":
+        """The way of ``decision``."""
+        route = decision.route
+        lives = tuple(known[name] for name in route.targets)
+        alone = len(lives) == 1
+        plain = alone and lives[0].keys is None and not _changes(lives[0].target)
+        signs = any(live.signer is not None and live.signer.needs_body for live in lives)
+        many = any(live.many_keys for live in lives)
+        return cls(decision, lives, plain, alone, route.pick is Pick.ORDERED, many, signs)
+
+
 Watcher = Callable[[Exchange], None]
 
 
@@ -72,6 +99,7 @@ class Router:
     lives: Mapping[str, Live] = attrs.field(init=False, factory=dict)
     watchers: tuple[Watcher, ...] = ()
     _stamp: Stamp = None
+    _ways: dict[tuple[object, ...], Way] = attrs.field(init=False, factory=dict)
     _changing: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
 
     def __attrs_post_init__(self) -> None:
@@ -101,6 +129,7 @@ class Router:
         """Put ``tables`` in force for what comes from now on."""
         lives = self._lives(tables)
         self.tables, self.lives = tables, lives
+        self._ways = {}
         choice = self.choice
         if choice.active not in self.slots or (choice.canary and choice.canary not in self.slots):
             self.choice = choice.using(self.default, "reload", "its slot is no longer configured")
@@ -147,37 +176,50 @@ class Router:
             if rest is not None:
                 exchange.target, path = rest, cut(path, prefix) or path
                 break
-        asked = Asked.of(exchange.method, path, exchange.request_headers, exchange.caller)
         if merge_models and path in MODEL_PATHS and exchange.method == "GET":
-            self._merge(exchange, slot, asked)
+            self._merge(exchange, slot, path)
             return
-        decision = slot.decide(asked)
-        if decision.route.needs_model:
+        shape = exchange.request_shape
+        key = (name, path, exchange.caller, shape, slot.seen(exchange.request_headers, shape) if slot.asks else ())
+        way = self._ways.get(key)
+        if way is None:
+            asked = Asked.of(exchange.method, path, exchange.request_headers, exchange.caller)
+            way = Way.of(slot.decide(asked), self.lives)
+            if len(self._ways) >= WAYS_CAP:
+                self._ways.clear()
+            self._ways[key] = way
+        if way.decision.route.needs_model:
+            asked = Asked.of(exchange.method, path, exchange.request_headers, exchange.caller)
             exchange.plan = ByModel(self, slot, asked)
         else:
-            self.follow(exchange, decision)
+            follow(exchange, way)
 
-    def _merge(self, exchange: Exchange, slot: Slot, asked: Asked) -> None:
+    def _merge(self, exchange: Exchange, slot: Slot, path: str) -> None:
         names = dict.fromkeys(name for route in slot.routes for name in route.targets)
-        dialect = asked.native or "openai"
+        dialect = Asked.of(exchange.method, path, exchange.request_headers).native or "openai"
         exchange.route, exchange.upstream = "models", self.tables.base
         exchange.plan = MergedModels([self.lives[name] for name in names], slot.routes, dialect)
 
-    def follow(self, exchange: Exchange, decision: Decision) -> Attempts | None:
-        """Send ``exchange`` along a route that was decided on; the plan, where it takes one."""
-        route = decision.route
-        exchange.route = route.name
-        if route.prefix:
-            exchange.target = cut(exchange.target, route.prefix) or exchange.target
-        lives = [self.lives[name] for name in route.targets]
-        only = lives[0]
-        if len(lives) == 1 and only.keys is None and not _changes(only.target):
-            exchange.upstream = only.target.upstream
-            return None
-        ordered = in_order(route, lives, time.monotonic())
-        exchange.upstream = ordered[0].target.upstream
-        plan = exchange.plan = Attempts(route, ordered, session_of(exchange))
-        return plan
+
+def follow(exchange: Exchange, way: "Way") -> Attempts | None:
+    """Send ``exchange`` along ``way``; the plan, where it takes one."""
+    route, lives = way.decision.route, way.lives
+    exchange.route = route.name
+    if route.prefix:
+        exchange.target = cut(exchange.target, route.prefix) or exchange.target
+    if way.plain:
+        exchange.upstream = lives[0].target.upstream
+        return None
+    if not way.alone:
+        for live in lives:
+            if live.troubled:
+                lives = in_order(route, lives, time.monotonic())
+                break
+        else:
+            if not way.ordered:
+                lives = in_order(route, lives, time.monotonic())
+    plan = exchange.plan = Attempts(route, lives, way.many_keys, way.signs)
+    return plan
 
 
 def straight(exchange: Exchange, prefixes: tuple[str, ...]) -> None:
@@ -200,15 +242,6 @@ def _live(target: Target, tables: Tables) -> Live:
     signer = signer_of(target, tables.base_dir)
     ring = KeyRing.of(target.keys, tables.base_dir, tables.environ) if target.central and signer is None else None
     return Live(target, ring, signer)
-
-
-def session_of(exchange: Exchange) -> str:
-    """The session that the caller names, "" for none."""
-    for name in SESSIONS:
-        value = exchange.find(name)
-        if value:
-            return value.decode("latin-1")
-    return ""
 
 
 def sticky_of(exchange: Exchange) -> str:
@@ -240,7 +273,7 @@ class ByModel:
             model = named.name if named is not None else ""
         decision = self.slot.decide(attrs.evolve(self.asked, model=model))
         exchange.plan = None
-        plan = self.router.follow(exchange, decision)
+        plan = follow(exchange, Way.of(decision, self.router.lives))
         alias = decision.route.aliases.get(model)
         if alias is not None:
             body = with_model(plain, named, alias) if named is not None else None

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import attrs
 
 from fiedler_proxy.exchange import Exchange
-from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.provider import Place, Target
 
 GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -48,11 +47,6 @@ def signer_of(target: Target, base: Path) -> Signer | None:
     if target.provider.place is Place.GOOGLE and target.keys:
         return Google(target.keys[0], base)
     return None
-
-
-def without_signature(headers: RawHeaders) -> RawHeaders:
-    """``headers`` without what a caller has signed with."""
-    return tuple(pair for pair in headers if pair[0].lower() not in OF_A_SIGNATURE)
 
 
 def _library(name: str) -> Any:

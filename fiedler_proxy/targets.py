@@ -5,12 +5,13 @@ Owns what is learnt of an upstream while it serves, and in which order several o
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 
 import attrs
 
 from fiedler_proxy.breaker import Breaker
 from fiedler_proxy.key_source import Key, KeyRing
-from fiedler_proxy.provider import Place, Target
+from fiedler_proxy.provider import Place, Target, header_for
 from fiedler_proxy.route import Pick, Route
 from fiedler_proxy.signer import Signer
 
@@ -23,13 +24,15 @@ TROUBLE = frozenset((500, 502, 503, 504, 529))
 
 @attrs.define(eq=False)
 class Live:
-    """A target as it is doing. ``latency``: seconds to the first byte, averaged; ``running``: exchanges on it now."""
+    """A target as it is doing. ``latency``: seconds to the first byte, averaged; ``running``: exchanges on it now;
+    ``troubled``: it has to be asked whether it is ready."""
 
     target: Target
     keys: KeyRing | None = None
     signer: Signer | None = None
     breaker: Breaker = attrs.field(factory=Breaker)
     running: int = 0
+    troubled: bool = False
     latency: float = 0.0
     answered: int = 0
     failed: int = 0
@@ -41,6 +44,9 @@ class Live:
 
     def ready(self, now: float) -> bool:
         """Whether its breaker, and one of its keys, would let a request pass."""
+        if not self.breaker.opened and (self.keys is None or self.keys.rested(now)):
+            self.troubled = False
+            return True
         return self.breaker.allows(now) and (self.keys is None or self.keys.soonest(now) <= 0)
 
     def tell(
@@ -48,13 +54,16 @@ class Live:
     ) -> None:
         """It answered with ``status``, after ``first_byte`` seconds."""
         self.answered += 1
-        if key is not None and self.keys is not None:
+        if status >= 400 and key is not None and self.keys is not None:
             self.keys.answered(key, status, retry_after, now)
+            self.troubled = True
         if status in TROUBLE:
             self.failed += 1
             self.breaker.failed(now)
+            self.troubled = True
             return
-        self.breaker.succeeded()
+        if self.breaker.failures or self.breaker.opened:
+            self.breaker.succeeded()
         if first_byte is not None and status < 400:
             self.latency = first_byte if not self.latency else self.latency + SMOOTHING * (first_byte - self.latency)
 
@@ -62,15 +71,25 @@ class Live:
         """It could not be reached, was silent for too long, or broke."""
         self.failed += 1
         self.breaker.failed(now)
+        self.troubled = True
 
-    def credential(self, affinity: str, now: float) -> tuple[Key | None, str]:
-        """A key and what it says, for one request; ("", None) where the caller's own goes on. LookupError when there is none."""
+    @property
+    def many_keys(self) -> bool:
+        """Whether there is a choice of keys."""
+        return self.keys is not None and len(self.keys.keys) > 1
+
+    def credential(self, affinity: str, now: float) -> Key | None:
+        """A key for one request, its ``line`` ready to be sent; None where the caller's own goes on. LookupError when there is none."""
         if self.keys is None:
-            return None, ""
+            return None
         key = self.keys.take(affinity, now)
         if key is None:
             key = min(self.keys.keys, key=lambda each: each.rests_until)
-        return key, key.read(now)
+        secret = key.read(now)
+        if key.line[0] != secret:
+            name, value = header_for(self.target.provider.place, secret)
+            key.line = secret, name + b": " + value
+        return key
 
 
 def in_order(
@@ -78,19 +97,29 @@ def in_order(
 ) -> tuple[Live, ...]:
     """``lives``, which belong to ``route`` in the order it names them, as they are to be asked. Those that are known to refuse come not at
     all, unless nobody else is there: then the first of them is tried, since what is known may be out of date."""
-    ready = [live for live in lives if live.ready(now)]
-    if not ready:
-        return (min(lives, key=lambda live: live.breaker.until),)
-    if len(ready) == 1 or route.pick is Pick.ORDERED:
-        return tuple(ready)
-    weights = dict(zip((live.name for live in lives), route.weights, strict=False))
+    ready = tuple([live for live in lives if live.ready(now)])
+    if len(ready) < 2 or route.pick is Pick.ORDERED:
+        return ready or (min(lives, key=lambda live: live.breaker.until),)
     if route.pick is Pick.LEAST_BUSY:
-        first = min(ready, key=lambda live: live.running / max(1e-9, weights.get(live.name, 1.0)))
+        if route.weights:
+            weights = _weights(route, lives)
+            first = min(ready, key=lambda live: live.running / max(1e-9, weights[live.name]))
+        else:
+            first = min(ready, key=_running)
     elif route.pick is Pick.FASTEST:
-        first = min(ready, key=lambda live: live.latency)  # one that was never asked comes first, and is known then
+        first = min(ready, key=_latency)  # one that was never asked comes first, and is known then
     else:
-        first = _weighted(ready, [weights.get(live.name, 1.0) for live in ready], chance())
-    return (first, *(live for live in ready if live is not first))
+        weights = _weights(route, lives)
+        first = _weighted(ready, [weights[live.name] for live in ready], chance())
+    return ready if first is ready[0] else (first, *(live for live in ready if live is not first))
+
+
+_running = attrgetter("running")
+_latency = attrgetter("latency")
+
+
+def _weights(route: Route, lives: Sequence[Live]) -> dict[str, float]:
+    return {live.name: weight for live, weight in zip(lives, route.weights or (1.0,) * len(lives), strict=False)}
 
 
 def _weighted(lives: Sequence[Live], weights: Sequence[float], chance: float) -> Live:

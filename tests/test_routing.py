@@ -17,7 +17,7 @@ from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.explain import explained
 from fiedler_proxy.key_source import COOL_SECONDS, Key, KeyRing
 from fiedler_proxy.model_name import AmbiguousModel, model_in, model_in_path, with_model
-from fiedler_proxy.provider import PROVIDERS, header_for, native, with_key, without_parameter
+from fiedler_proxy.provider import PROVIDERS, header_for, native, without_parameter
 from fiedler_proxy.route import Asked, Pick, Route, Slot, cut
 from fiedler_proxy.router import BLUE, Router, sticky_of
 from fiedler_proxy.slot_choice import Choice
@@ -297,10 +297,8 @@ def test_a_key_that_is_not_there_says_where_it_was_looked_for(source: str, envir
         Key(source, environ, Path()).read(1.0)
 
 
-def test_a_key_takes_the_place_of_every_credential() -> None:
-    headers = ((b"Host", b"h"), (b"Authorization", b"Bearer caller"), (b"x-api-key", b"caller"), (b"A", b"1"))
-    changed = with_key(headers, PROVIDERS["openai"].place, "central")
-    assert changed == ((b"Host", b"h"), (b"Authorization", b"Bearer central"), (b"A", b"1"))
+def test_a_key_that_no_header_can_hold_is_refused() -> None:
+    assert header_for(PROVIDERS["openai"].place, "central") == (b"Authorization", b"Bearer central")
     with pytest.raises(ValueError, match="no header may hold"):
         header_for(PROVIDERS["openai"].place, "a\r\nX: y")
 

@@ -1,7 +1,7 @@
 """What routing costs: ``python -m tests.bench.routes [--quick] [--rounds N] [--check] [--json FILE]``.
 
 The same chain with Fiedler's routes at its end against without, in one run: a slot of two upstreams with breakers, a key of the gateway's
-own, session affinity, and a canary that is watched. It owns this comparison; the load is the bench's.
+own, and session affinity; and the same with a canary that is watched. It owns this comparison; the load is the bench's.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tests.bench.figures import SCENARIOS
 from tests.bench.runner import Bench, Options
 from tests.bench.servers import Command, Place, gateway
 
-OFF, ON, BLUE = "kgb", "routes", "blue"
+OFF, ON, BLUE, CANARY = "kgb", "routes", "blue", "canary"
 
 _LINKS = ("request_id", "access_log", "auth")
 
@@ -40,27 +40,30 @@ upstreams = ["q"]
 [[slots.s]]
 name = "all"
 upstreams = ["p", "q"]
-pick = "least_busy"
-weights = [1000, 0.001]
 [[slots.t]]
 name = "all"
 upstreams = ["p", "q"]
 """
 
 
-def routes(place: Place) -> Command:
-    """The gateway with routes, and a canary of one session in twenty."""
-    place.write("provider.key", "a-key-of-the-gateways-own")
-    choice = {"active": "s", "previous": "blue", "canary": "t", "share": 0.05, "log": [], "environments": {}}
-    place.write("slots-kgb.json", json.dumps(choice))
-    more = _LOG + _ROUTES.replace("{upstream}", str(place.upstream))
-    return gateway(*_LINKS, "fiedler", more=more)(place)
+def routes(canary: str = "") -> Callable[[Place], Command]:
+    """The gateway with routes, and a canary of one session in twenty where there is to be one."""
+
+    def command(place: Place) -> Command:
+        place.write("provider.key", "a-key-of-the-gateways-own")
+        choice = {"active": "s", "canary": canary, "share": 0.05 if canary else 0.0, "log": [], "environments": {}}
+        place.write("slots-kgb.json", json.dumps(choice))
+        more = _LOG + _ROUTES.replace("{upstream}", str(place.upstream))
+        return gateway(*_LINKS, "fiedler", more=more)(place)
+
+    return command
 
 
 SERVERS: dict[str, Callable[[Place], Command]] = {
     OFF: gateway(*_LINKS, more=_LOG),
     BLUE: gateway(*_LINKS, "fiedler", more=_LOG),
-    ON: routes,
+    ON: routes(),
+    CANARY: routes("t"),
 }
 
 WANTED = (
@@ -78,7 +81,7 @@ def figures(options: Options) -> list[Figure]:
     told = []
     for row, title, bound in WANTED:
         off = bench.cells[row, OFF].median
-        for name in (BLUE, ON):
+        for name in (BLUE, ON, CANARY):
             on = bench.cells[row, name].median
             judged = bound if name == ON else None
             told.append(
@@ -105,7 +108,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-routes-") as directory:
         options = Options(
             scenarios=tuple(one for one in SCENARIOS if one.name in ("json_64", "streams_200")),
-            servers=(OFF, BLUE, ON),
+            servers=(OFF, BLUE, ON, CANARY),
             rounds=arguments.rounds or (1 if arguments.quick else 5),
             quick=arguments.quick,
             repeats=0 if arguments.quick else 2,
