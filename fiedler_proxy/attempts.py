@@ -8,7 +8,8 @@ fail, the caller gets what the last upstream that answered has said.
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import ClassVar
 
 import attrs
 from aiohttp import web
@@ -19,7 +20,6 @@ from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.flow import Answer, Flow, TurnedAway
 from fiedler_proxy.gate import Gate
 from fiedler_proxy.headers import RawHeaders
-from fiedler_proxy.kept import Kept
 from fiedler_proxy.key_source import Key
 from fiedler_proxy.model_name import SCAN_CAP
 from fiedler_proxy.provider import CALLER_CREDENTIALS, Place, without_parameter
@@ -54,69 +54,120 @@ class Attempts:
     signs: bool = False
     began: bool = False
     _last: bool = False
-    _central: bool = False
+    _live: Live | None = None
+    _key: Key | None = None
+    _begun: float = 0.0
+    _target: str = ""
+    _headers: RawHeaders = ()
     _aside: Answer | None = None
     _aside_of: Live | None = None
 
-    async def serve(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
-        """``relay.Plan``."""
-        target, headers = exchange.target, exchange.request_headers
-        turns = (
-            list(attempts_of(self.lives, time.monotonic(), ATTEMPTS_MOST))
-            if self.many_keys
-            else self.lives[:ATTEMPTS_MOST]
-        )
-        if self.signs:
+    cap: ClassVar[int] = SCAN_CAP
+
+    def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse]:
+        """``relay.Plan``. Where nothing but a header has to be done before the first attempt, there is no coroutine for it."""
+        self._target, self._headers = exchange.target, exchange.request_headers
+        if self.signs or self.many_keys or self.lives[0].signer is not None:
+            return self._ask(relay, request, exchange, 0)
+        try:
+            self._start(exchange, self.lives[0], last=len(self.lives) == 1)
+        except LookupError:
+            return self._ask(relay, request, exchange, 0)
+        return relay.once(request, exchange, self, self)
+
+    async def _ask(self, relay: Relay, request: web.Request, exchange: Exchange, done: int) -> web.StreamResponse:
+        """Ask one after the other, all but the first ``done``."""
+        if self.signs and not done:
             await _take_whole(request, exchange)
-        elif len(turns) > 1 and exchange.kept is None:
-            exchange.kept = Kept(SCAN_CAP)
-        for number, live in enumerate(turns, 1):
-            self._last = number == len(turns)
-            if number > 1:
-                exchange.target, exchange.request_headers, exchange.hop_lines = target, headers, ()
-            begun = time.monotonic()
+        turns: Sequence[Live] = self.lives[:ATTEMPTS_MOST]
+        if self.many_keys:
+            turns = list(attempts_of(self.lives, time.monotonic(), ATTEMPTS_MOST))
+        for number, live in enumerate(turns[done:], done + 1):
+            last = number == len(turns)
+            exchange.target, exchange.request_headers, exchange.hop_lines = self._target, self._headers, ()
             try:
-                key = self.aim(exchange, live, begun)
+                self._start(exchange, live, last=last)
                 if live.signer is not None:
                     exchange.hop_lines = await live.signer.lines(exchange, live.target, exchange.request_body or b"")
             except LookupError as error:
-                if self._last and self._aside is None:
+                self._let_go()
+                if last and self._aside is None:
                     raise _no_key(live, error) from None
                 self._note(exchange, live, f"no key: {error.args[0]}")
                 continue
-            self._central = key is not None or live.signer is not None
-            self.began = told = False
-            live.breaker.take(begun)
-            live.running += 1
             try:
                 response = await relay.once(request, exchange, self)
-                first = exchange.first_byte
-                after = _retry_after(exchange.response_headers) if exchange.status >= 400 else None
-                live.tell(exchange.status, None if first is None else first - begun, key, after, begun)
-                told = True
-                return response
-            except TurnedAway as turned:
-                head = turned.answer.head
-                live.tell(head.status, None, key, _retry_after(head.headers), time.monotonic())
-                told = True
-                if not turned.answer.broken:
-                    self._aside, self._aside_of = turned.answer, live
-                self._note(exchange, live, str(head.status))
-            except ExchangeError as error:
-                if error.fault is Fault.UPSTREAM:
-                    live.tell_failure(time.monotonic())
-                    told = True
-                if not self._goes_on(exchange, error) or (self._last and self._aside is None):
+            except BaseException as error:
+                if not self._may_go_on(exchange, error):
                     raise
-                self._note(exchange, live, error.code)
-            finally:
-                live.running -= 1
-                if not told:
-                    live.breaker.given_up()
+            else:
+                self.served(exchange)
+                return response
         assert self._aside is not None
         assert self._aside_of is not None
         exchange.upstream = self._aside_of.target.upstream
         return await relay.play(request, exchange, self._aside)
+
+    def _start(self, exchange: Exchange, live: Live, *, last: bool) -> None:
+        """Everything is ready for an attempt at ``live``. LookupError when there is no key for it."""
+        self._begun = now = time.monotonic()
+        self._key = self.aim(exchange, live, now)
+        self._live, self._last, self.began = live, last, False
+        if live.breaker.opened:
+            live.breaker.take(now)
+        live.running += 1
+
+    def served(self, exchange: Exchange) -> None:
+        """``relay.Plan``: what the attempt teaches is told to whom it was made at."""
+        live, self._live = self._live, None
+        assert live is not None
+        live.running -= 1
+        first, status = exchange.first_byte, exchange.status
+        after = _retry_after(exchange.response_headers) if status >= 400 else None
+        live.tell(status, None if first is None else first - self._begun, self._key, after, self._begun)
+
+    async def go_on(
+        self, relay: Relay, request: web.Request, exchange: Exchange, error: BaseException
+    ) -> web.StreamResponse:
+        """``relay.Plan``."""
+        if not self._may_go_on(exchange, error):
+            raise error
+        return await self._ask(relay, request, exchange, 1)
+
+    def _may_go_on(self, exchange: Exchange, error: BaseException) -> bool:
+        """What a failed attempt teaches is told; whether another one may be made, or the answer that was put aside be given."""
+        live = self._live
+        assert live is not None
+        if isinstance(error, TurnedAway):
+            head = error.answer.head
+            self._over(live)
+            live.tell(head.status, None, self._key, _retry_after(head.headers), time.monotonic())
+            if not error.answer.broken:
+                self._aside, self._aside_of = error.answer, live
+            self._note(exchange, live, str(head.status))
+            return True
+        if not isinstance(error, ExchangeError) or error.fault is not Fault.UPSTREAM:
+            self._let_go()
+        else:
+            self._over(live)
+            live.tell_failure(time.monotonic())
+        if not isinstance(error, ExchangeError) or not self._goes_on(exchange, error):
+            return False
+        if self._last and self._aside is None:
+            return False
+        self._note(exchange, live, error.code)
+        return True
+
+    def _over(self, live: Live) -> None:
+        self._live = None
+        live.running -= 1
+
+    def _let_go(self) -> None:
+        """The attempt ended by nobody's fault who was asked: it teaches nothing."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.running -= 1
+            live.breaker.given_up()
 
     def aim(self, exchange: Exchange, live: Live, now: float) -> Key | None:
         """Make the exchange one for ``live``, but for a signature. LookupError when there is no key for it."""
@@ -147,7 +198,8 @@ class Attempts:
         kind = None if self._last else BY_STATUS.get(head.status)
         if kind is None or kind not in self.route.retry:
             return None
-        if kind is Retry.UNAUTHORIZED and not self._central:
+        live = self._live
+        if kind is Retry.UNAUTHORIZED and (live is None or (live.keys is None and live.signer is None)):
             return None  # the caller's own credential is the caller's own affair
         return Gate(flow, connection, head) if _at_hand(flow.exchange) else None
 

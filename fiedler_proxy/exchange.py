@@ -155,7 +155,7 @@ class Exchange:
     ``method``, ``target`` and ``request_headers`` are what goes upstream: a link may change them before it calls the
     next one, which is a declared power (``transforms``) unless it only takes away a route prefix or a credential.
     ``request_body`` replaces the caller's body where a link transformed it; ``kept`` is what was read of it, for those who may want it
-    again; ``plan`` asks several upstreams in turn, where a route says so. ``hop_lines`` are header lines for the upstream alone, which
+    again, ``replay`` the whole of one that was small and is sent already; ``plan`` asks several upstreams in turn, where a route says so. ``hop_lines`` are header lines for the upstream alone, which
     no observer sees: a credential of the gateway's own. ``trusted``: the gateway asks itself, for a caller whose key it has seen. ``ending`` is how the exchange will end if
     nothing breaks any more; ``outcome`` how it did.
     Sizes are body bytes without transfer framing. ``started``, ``first_byte`` and ``ended`` are seconds of the
@@ -197,6 +197,7 @@ class Exchange:
     request_body: bytes | None = None
     held_body: bytes | None = None
     kept: Kept | None = None
+    replay: bytes | None = None
     plan: Any = None
     hop_lines: tuple[bytes, ...] = ()
     holds: tuple[Hold, ...] = ()

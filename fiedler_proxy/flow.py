@@ -8,7 +8,7 @@ paces the upstream, and a response that broke never looks whole.
 
 import asyncio
 import logging
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import attrs
 from aiohttp import web
@@ -54,9 +54,10 @@ class TurnedAway(Exception):
 
 
 class Judge(Protocol):
-    """Decides who takes an answer when its head is there. ``began``: a connection was there, and the request is on its way."""
+    """Decides who takes an answer. ``began``: the request is on its way; ``cap``: bytes of a body that are kept for another attempt."""
 
     began: bool
+    cap: ClassVar[int]
 
     def takes(self, flow: "Flow", connection: UpstreamConnection, head: ResponseHead) -> Sink | None:
         """Who hears of the answer from here on; None leaves it to the flow, and the caller."""
@@ -185,7 +186,7 @@ class Flow:
     def _send_request(self) -> None:
         request, exchange, connection, head = self._request, self._exchange, self._connection, self._head
         held, kept = exchange.held_body, exchange.kept
-        told = held is not None or (kept is not None and kept.told)
+        told = held is not None or (kept is not None and kept.told) or exchange.replay is not None
         if not told:
             exchange.tell_request_head()
             if kept is not None:
@@ -195,8 +196,11 @@ class Flow:
         if head.length or head.chunked:
             whole = held if held is not None else exchange.request_body
             if whole is None:
-                whole = self._at_hand(kept, head)
+                whole = exchange.replay if exchange.replay is not None else self._at_hand(kept, head)
             if whole is None:
+                if kept is None and self._judge is not None:
+                    kept = exchange.kept = Kept(self._judge.cap)
+                    kept.told = True
                 self._upload = Upload(self, request, exchange, connection, head, self._gateway.body_limit)
                 connection.write(head.raw)
                 self._upload.start()
@@ -216,9 +220,8 @@ class Flow:
         whole = read_body(self._request)
         if whole is None and not head.expect:
             whole = take_buffered(self._request.content)
-        if kept is not None and whole is not None:
-            kept.put(whole)
-            kept.whole = True
+        if self._judge is not None:
+            self._exchange.replay = whole
         return whole
 
     # wire.Sink: from within the upstream's loop turn.

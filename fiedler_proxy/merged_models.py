@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from aiohttp import web
@@ -47,13 +47,13 @@ class Model:
 
 @attrs.define(eq=False)
 class MergedModels:
-    """The plan of a request for the models (a ``relay.Plan``). ``dialect``: anthropic, openai or gemini."""
+    """The plan of a request for the models (what of a ``relay.Plan`` the relay needs of it). ``dialect``: anthropic, openai or gemini."""
 
     lives: Sequence[Live]
     routes: Sequence[Route]
     dialect: str
 
-    async def serve(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
+    async def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         """``relay.Plan``."""
         target, headers = exchange.target, exchange.request_headers
         kept = exchange.kept = Kept(0)  # it is told once, as the caller sent it
@@ -96,6 +96,7 @@ class _Taker:
     """Takes every answer (a flow.Judge)."""
 
     began = False
+    cap: ClassVar[int] = 0
 
     def takes(self, flow: Flow, connection: UpstreamConnection, head: ResponseHead) -> Sink:
         return Gate(flow, connection, head, cap=16 * 1024 * 1024)

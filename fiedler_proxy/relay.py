@@ -20,11 +20,19 @@ from fiedler_proxy.upstream import Upstream
 from fiedler_proxy.wire import UpstreamConnection
 
 
-class Plan(Protocol):
+class Plan(Judge, Protocol):
     """Asks upstreams in turn, for an exchange that may go to several."""
 
-    async def serve(self, relay: "Relay", request: web.Request, exchange: Exchange) -> web.StreamResponse:
+    def begin(self, relay: "Relay", request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse]:
         """Relay the exchange, with ``Relay.once`` for each attempt."""
+
+    def served(self, exchange: Exchange) -> None:
+        """The attempt has come to its end, and the caller has got its answer."""
+
+    async def go_on(
+        self, relay: "Relay", request: web.Request, exchange: Exchange, error: BaseException
+    ) -> web.StreamResponse:
+        """The attempt has ended with ``error``: what another one comes to, or ``error`` again."""
 
 
 class Relay:
@@ -38,32 +46,45 @@ class Relay:
     def __call__(self, request: web.Request) -> Awaitable[web.StreamResponse]:
         exchange = request[EXCHANGE]
         plan: Plan | None = exchange.plan
-        return self.once(request, exchange) if plan is None else plan.serve(self, request, exchange)
+        return self.once(request, exchange) if plan is None else plan.begin(self, request, exchange)
 
-    async def once(self, request: web.Request, exchange: Exchange, judge: Judge | None = None) -> web.StreamResponse:
-        """Relay to the exchange's upstream. ``judge`` is asked who takes the answer."""
+    async def once(
+        self, request: web.Request, exchange: Exchange, judge: Judge | None = None, plan: Plan | None = None
+    ) -> web.StreamResponse:
+        """Relay to the exchange's upstream. ``judge`` is asked who takes the answer; ``plan`` hears how it went, and may go on where it failed:
+        in here, since a coroutine around this one would cost every request as much as all of its routing."""
         upstream = exchange.upstream
         assert upstream is not None
         if exchange.head_sent:
             raise ResponseCut(Outcome.GATEWAY_FAULT, "second_response")  # a link asked again after an answer
-        head = self._head(exchange, upstream)
-        if exchange.holds and exchange.held_body is None:
-            await take_in(request, exchange, head)
-        pool = self._gateway.pool(upstream)
-        exchange.attempts += 1
         try:
-            connection = pool.take() or await pool.acquire()
-        except ExchangeError as error:
-            if head.upgrade:
-                raise _upgrade_unavailable(error) from error
-            raise
-        if judge is not None:
-            judge.began = True
-        flow = Flow(request, exchange, self._gateway, connection, head)
-        try:
-            return await flow.run(judge)
-        finally:
-            flow.stop()
+            head = self._head(exchange, upstream)
+            if exchange.holds and exchange.held_body is None:
+                await take_in(request, exchange, head)
+            pool = self._gateway.pool(upstream)
+            exchange.attempts += 1
+            try:
+                connection = pool.take() or await pool.acquire()
+            except ExchangeError as error:
+                if head.upgrade:
+                    raise _upgrade_unavailable(error) from error
+                raise
+            if judge is not None:
+                judge.began = True
+            flow = Flow(request, exchange, self._gateway, connection, head)
+            try:
+                response = await flow.run(judge)
+            finally:
+                flow.stop()
+        except BaseException as error:
+            if plan is None:
+                raise
+            failed = error
+        else:
+            if plan is not None:
+                plan.served(exchange)
+            return response
+        return await plan.go_on(self, request, exchange, failed)
 
     async def play(self, request: web.Request, exchange: Exchange, answer: Answer) -> web.StreamResponse:
         """Give the caller an answer that an upstream gave before, and that was put aside."""

@@ -172,8 +172,7 @@ class Router:
             return
         path = exchange.path
         for prefix in prefixes:
-            rest = cut(exchange.target, prefix)
-            if rest is not None:
+            if path.startswith(prefix) and (rest := cut(exchange.target, prefix)) is not None:
                 exchange.target, path = rest, cut(path, prefix) or path
                 break
         if merge_models and path in MODEL_PATHS and exchange.method == "GET":
@@ -251,13 +250,13 @@ def sticky_of(exchange: Exchange) -> str:
 
 @attrs.define(eq=False)
 class ByModel:
-    """The plan of an exchange whose route depends on its model (a relay.Plan)."""
+    """The plan of an exchange whose route depends on its model (what of a relay.Plan the relay needs of it)."""
 
     router: Router
     slot: Slot
     asked: Asked
 
-    async def serve(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
+    async def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         """``relay.Plan``."""
         plain = b""
         model = model_in_path(exchange.path)
@@ -279,7 +278,7 @@ class ByModel:
             body = with_model(plain, named, alias) if named is not None else None
             _rename(exchange, decision.route, model, alias, body)
         tell_kept(exchange)
-        return await (plan.serve(relay, request, exchange) if plan is not None else relay.once(request, exchange))
+        return await (plan.begin(relay, request, exchange) if plan is not None else relay.once(request, exchange))
 
 
 def _rename(exchange: Exchange, route: Route, model: str, alias: str, body: bytes | None) -> None:

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import attrs
 
+from fiedler_proxy import key_source
 from fiedler_proxy.breaker import Breaker
 from fiedler_proxy.key_source import Key, KeyRing
 from fiedler_proxy.provider import Place, Target, header_for
@@ -36,6 +37,8 @@ class Live:
     latency: float = 0.0
     answered: int = 0
     failed: int = 0
+    _fresh: Key | None = None
+    _fresh_until: float = 0.0
 
     @property
     def name(self) -> str:
@@ -82,6 +85,8 @@ class Live:
         """A key for one request, its ``line`` ready to be sent; None where the caller's own goes on. LookupError when there is none."""
         if self.keys is None:
             return None
+        if now < self._fresh_until and not self.troubled:
+            return self._fresh
         key = self.keys.take(affinity, now)
         if key is None:
             key = min(self.keys.keys, key=lambda each: each.rests_until)
@@ -89,6 +94,8 @@ class Live:
         if key.line[0] != secret:
             name, value = header_for(self.target.provider.place, secret)
             key.line = secret, name + b": " + value
+        if not self.many_keys:
+            self._fresh, self._fresh_until = key, now + key_source.LOOK_SECONDS
         return key
 
 
