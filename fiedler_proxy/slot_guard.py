@@ -14,7 +14,7 @@ import attrs
 EARLY = 50
 """Requests of the candidate within which a slot that fails one time in five is to be found out."""
 
-EARLY_LEVEL = 1.1e-3
+EARLY_LEVEL = 9e-4
 FIRST_LEVEL = 4e-5
 """Chance of a wrong alarm that a look may cost: between 20 and EARLY requests, and before."""
 

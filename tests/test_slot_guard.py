@@ -77,3 +77,13 @@ def test_nothing_is_judged_before_the_least_number_of_requests() -> None:
 def test_the_active_slot_is_never_taken_for_better_than_it_may_be() -> None:
     assert Rate().value == Rate(seen=10_000).value == BASE
     assert Rate(seen=900, bad=99).value == pytest.approx(0.1)
+
+
+@pytest.mark.soak
+def test_the_figures_of_the_guard() -> None:
+    """5,000 runs each way; seeds are fixed, so the figures are too."""
+    for share in (0.05, 0.5):
+        found = sum(run(seed, share, BAD, of_it=EARLY) is not None for seed in range(5000)) / 5000
+        assert found >= 0.98, (share, found)
+    wrong = sum(run(10**6 + seed, 0.5, BASE, of_it=5000) is not None for seed in range(3000))
+    assert wrong / 3000 < 0.001, wrong
