@@ -18,10 +18,13 @@ EARLY_LEVEL = 9e-4
 FIRST_LEVEL = 4e-5
 """Chance of a wrong alarm that a look may cost: between 20 and EARLY requests, and before."""
 
-LATE_LEVEL = 1e-5
-"""The same for each later look, and for all looks at the other two measures."""
+LATE_LEVEL = 3e-5
+"""The same for a look behind EARLY requests, and less in proportion behind more."""
 
-GROWTH = 1.5
+OTHER_LEVEL = 1e-5
+"""The same for each early look at the other two measures."""
+
+GROWTH = 1.25
 """How much more there is to see at each later look."""
 
 BASE_RATE, BASE_WEIGHT = 0.01, 100
@@ -80,13 +83,13 @@ class Measure:
     def _level(self) -> float:
         if self.seen <= EARLY:
             if not self.early:
-                return LATE_LEVEL
+                return OTHER_LEVEL
             return EARLY_LEVEL if self.seen >= EARLY * 0.4 else FIRST_LEVEL
         if self.seen < self._next:
             return 0.0
         if self.bad:
             self._next = self.seen * GROWTH
-        return LATE_LEVEL
+        return (LATE_LEVEL if self.early else OTHER_LEVEL) * EARLY / self.seen
 
 
 @attrs.define
