@@ -111,7 +111,7 @@ def one_of(*allowed: str) -> Check:
 
 def nearest(name: object, known: Collection[str]) -> str:
     """`` (did you mean 'x'?)``, or nothing when no known name is near."""
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6) if isinstance(name, str) else []
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
@@ -288,12 +288,12 @@ def _sequence(kind: Any, hints: tuple[Any, ...], value: abc.Sequence[object], wh
 
 def _scalar(hint: Any, value: object) -> Any:
     """_Wrong when ``value`` is no ``hint``."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise _Wrong("must be a number of at most 64 bits")
     if typing.get_origin(hint) is typing.Literal:
         return _choice(value, {choice: choice for choice in typing.get_args(hint)})
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return _choice(value, {member.value: member for member in hint})
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise _Wrong("must be a number of at most 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, float) and not math.isfinite(value):
@@ -310,7 +310,8 @@ def _choice(value: object, choices: Mapping[Any, Any]) -> Any:
         if given == value and type(given) is type(value):
             return meant
     words = ", ".join(map(repr, choices))
-    raise _Wrong(f"must be one of {words}{nearest(value, [str(given) for given in choices])}, not {value!r}")
+    said = repr(value) if isinstance(value, str) else _called(value)
+    raise _Wrong(f"must be one of {words}{nearest(value, [str(given) for given in choices])}, not {said}")
 
 
 def _path(text: str) -> Path:

@@ -33,6 +33,9 @@ from fiedler_proxy.watch import CanaryWatch
 
 SUFFIX = ".sock"
 
+SERVICE_DIR = Path("/run/kgb")
+"""Where the units in ``deploy/`` have it."""
+
 LOOK_SECONDS = 1.0
 """How often it is looked whether another instance has chosen a slot."""
 
@@ -57,6 +60,14 @@ def runtime_dir(configured: str, data_dir: Path, environ: Mapping[str, str]) -> 
         return Path(given)
     user = environ.get("XDG_RUNTIME_DIR", "")
     return Path(user) / "kgb" if os.path.isabs(user) and os.path.isdir(user) else data_dir / "run"
+
+
+def runtime_dirs(configured: str, data_dir: Path, environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where gateways may have their sockets that somebody with this configuration means: a service has systemd's directory, which only the
+    service's own environment names."""
+    if configured:
+        return (runtime_dir(configured, data_dir, environ),)
+    return tuple(dict.fromkeys((runtime_dir("", data_dir, environ), data_dir / "run", SERVICE_DIR)))
 
 
 @attrs.frozen

@@ -56,11 +56,15 @@ WAYS_CAP = 1024
 """Ways that are remembered; beyond it the memory starts anew."""
 
 
+SESSIONS_CAP = 10_000
+"""Sessions of which a way remembers who served them."""
+
+
 @attrs.frozen
 class Way:
     """A decision with those behind its route, worked out once. ``plain``: one upstream whose requests pass as they are; ``alone``: there is no
     choice; ``ordered``: the first one is the first one as long as all are well; ``many_keys``: one of them has several; ``signs``: one of
-    them signs the body."""
+    them signs the body; ``kept``: who served which session last."""
 
     decision: Decision
     lives: tuple[Live, ...]
@@ -69,9 +73,22 @@ class Way:
     ordered: bool
     many_keys: bool
     signs: bool
+    kept: dict[str, Live]
+
+    def sticky_order(self, session: str, now: float) -> tuple[Live, ...]:
+        """Whom to ask, in turn: who served ``session`` before comes first as long as it is well, since its prompt cache is warm."""
+        ordered = in_order(self.decision.route, self.lives, now)
+        if not session:
+            return ordered
+        first = self.kept.get(session)
+        if first is None or first not in ordered:
+            first = self.kept[session] = ordered[0]
+            if len(self.kept) > SESSIONS_CAP:
+                del self.kept[next(iter(self.kept))]
+        return ordered if first is ordered[0] else (first, *(live for live in ordered if live is not first))
 
     @classmethod
-    def of(cls, decision: Decision, known: Mapping[str, Live]) -> "Way":
+    def of(cls, decision: Decision, known: Mapping[str, Live], kept: dict[str, Live]) -> "Way":
         """The way of ``decision``."""
         route = decision.route
         lives = tuple(known[name] for name in route.targets)
@@ -79,7 +96,7 @@ class Way:
         plain = alone and lives[0].keys is None and not _changes(lives[0].target)
         signs = any(live.signer is not None and live.signer.needs_body for live in lives)
         many = any(live.many_keys for live in lives)
-        return cls(decision, lives, plain, alone, route.pick is Pick.ORDERED, many, signs)
+        return cls(decision, lives, plain, alone, route.pick is Pick.ORDERED, many, signs, kept)
 
 
 Watcher = Callable[[Exchange], None]
@@ -100,6 +117,7 @@ class Router:
     watchers: tuple[Watcher, ...] = ()
     _stamp: Stamp = None
     _ways: dict[tuple[object, ...], Way] = attrs.field(init=False, factory=dict)
+    _kept: dict[tuple[str, str], dict[str, Live]] = attrs.field(init=False, factory=dict)
     _changing: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
 
     def __attrs_post_init__(self) -> None:
@@ -129,7 +147,7 @@ class Router:
         """Put ``tables`` in force for what comes from now on."""
         lives = self._lives(tables)
         self.tables, self.lives = tables, lives
-        self._ways = {}
+        self._ways, self._kept = {}, {}
         choice = self.choice
         if choice.active not in self.slots or (choice.canary and choice.canary not in self.slots):
             self.choice = choice.using(self.default, "reload", "its slot is no longer configured")
@@ -183,7 +201,7 @@ class Router:
         way = self._ways.get(key)
         if way is None:
             asked = Asked.of(exchange.method, path, exchange.request_headers, exchange.caller)
-            way = Way.of(slot.decide(asked), self.lives)
+            way = self.way(slot, slot.decide(asked))
             if len(self._ways) >= WAYS_CAP:
                 self._ways.clear()
             self._ways[key] = way
@@ -192,6 +210,10 @@ class Router:
             exchange.plan = ByModel(self, slot, asked)
         else:
             follow(exchange, way)
+
+    def way(self, slot: Slot, decision: Decision) -> Way:
+        """The way of ``decision``; what it learns of sessions is the route's, whatever else tells two ways apart."""
+        return Way.of(decision, self.lives, self._kept.setdefault((slot.name, decision.route.name), {}))
 
     def _merge(self, exchange: Exchange, slot: Slot, path: str) -> None:
         names = dict.fromkeys(name for route in slot.routes for name in route.targets)
@@ -210,13 +232,13 @@ def follow(exchange: Exchange, way: "Way") -> Attempts | None:
         exchange.upstream = lives[0].target.upstream
         return None
     if not way.alone:
-        for live in lives:
-            if live.troubled:
-                lives = in_order(route, lives, time.monotonic())
-                break
+        if way.ordered:
+            for live in lives:
+                if live.troubled:
+                    lives = in_order(route, lives, time.monotonic())
+                    break
         else:
-            if not way.ordered:
-                lives = in_order(route, lives, time.monotonic())
+            lives = way.sticky_order(session_of(exchange) if route.affinity else "", time.monotonic())
     plan = exchange.plan = Attempts(route, lives, way.many_keys, way.signs)
     return plan
 
@@ -272,7 +294,7 @@ class ByModel:
             model = named.name if named is not None else ""
         decision = self.slot.decide(attrs.evolve(self.asked, model=model))
         exchange.plan = None
-        plan = follow(exchange, Way.of(decision, self.router.lives))
+        plan = follow(exchange, self.router.way(self.slot, decision))
         alias = decision.route.aliases.get(model)
         if alias is not None:
             body = with_model(plain, named, alias) if named is not None else None

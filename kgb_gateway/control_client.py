@@ -89,19 +89,20 @@ async def _ask(
 
 
 def ask_all(
-    directory: Path,
+    directories: Sequence[Path],
     name: str,
     method: str,
     path: str,
     said: Mapping[str, object] | None = None,
     program: str = "",
 ) -> list[Said]:
-    """``ask`` of every instance in ``directory``, for a command. Nobody says where was looked."""
+    """``ask`` of every instance in ``directories``, for a command. Nobody says where was looked."""
     try:
-        return asyncio.run(ask(instances(directory, name), method, path, said, program))
+        found = [each for directory in directories for each in instances(directory, name)]
+        return asyncio.run(ask(found, method, path, said, program))
     except Nobody:
         what = f"no gateway called {name!r} is running" if name else "no gateway is running"
-        where = f"no socket in {directory} answers"
+        where = f"no socket in {' or '.join(map(str, directories))} answers"
         raise Nobody(
             f"{what}: {where}. As another user, or with another --data-dir or runtime_dir, it is elsewhere"
         ) from None

@@ -18,8 +18,8 @@ from fiedler_proxy.explain import explained
 from fiedler_proxy.key_source import COOL_SECONDS, Key, KeyRing
 from fiedler_proxy.model_name import AmbiguousModel, model_in, model_in_path, with_model
 from fiedler_proxy.provider import PROVIDERS, header_for, native, without_parameter
-from fiedler_proxy.route import Asked, Pick, Route, Slot, cut
-from fiedler_proxy.router import BLUE, Router, sticky_of
+from fiedler_proxy.route import Asked, Decision, Pick, Route, Slot, cut
+from fiedler_proxy.router import BLUE, Router, Way, sticky_of
 from fiedler_proxy.slot_choice import Choice
 from fiedler_proxy.targets import Live, attempts_of, in_order
 from kgb_gateway.app import load
@@ -196,6 +196,19 @@ def test_the_order_follows_what_is_asked_for() -> None:
     weighted = Route("r", names, pick=Pick.WEIGHTED, weights=(0, 1, 3))
     for chance, first in ((0.0, b), (0.24, b), (0.26, c), (0.99, c)):
         assert in_order(weighted, every, 0.0, chance=partial(float, chance))[0] is first
+
+
+@pytest.mark.parametrize("pick", [Pick.WEIGHTED, Pick.LEAST_BUSY, Pick.FASTEST])
+def test_a_session_stays_with_who_served_it_before(pick: Pick) -> None:
+    a, b = lives("a", "b")
+    way = Way.of(Decision(Route("r", ("a", "b"), pick=pick)), {"a": a, "b": b}, {})
+    first = way.sticky_order("s", 0.0)[0]
+    first.running, first.latency = 9, 9.0
+    assert {way.sticky_order("s", 0.0)[0] for _ in range(50)} == {first}
+    assert len({way.sticky_order(f"s{number}", 0.0)[0] for number in range(50)} - {first}) == 1
+    for _ in range(FAILURES):
+        first.tell_failure(0.0)
+    assert way.sticky_order("s", 1.0)[0] is not first
 
 
 def test_who_refuses_is_left_out_unless_nobody_else_is_there() -> None:

@@ -49,6 +49,20 @@ KEYS = st.sampled_from([*(key for table in TABLES.values() for key in keys_of(ta
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=5
 )
+PROVIDER = st.dictionaries(
+    st.sampled_from(["like", "url", "place", "dialect", "keys", "names"]),
+    VALUES
+    | st.sampled_from(["openai", "sigv4", "none", "http://x"])
+    | st.lists(st.sampled_from(["env:A", "aws:b", "sk-1"])),
+    max_size=4,
+)
+ROUTE = st.dictionaries(
+    st.sampled_from(["upstreams", "prefix", "models", "weights", "retry", "pick", "aliases", "headers", "native"]),
+    VALUES
+    | st.lists(st.sampled_from(["base", "openai", "x", "429", "connect"]))
+    | st.sampled_from(["/x", "weighted", "gemini"]),
+    max_size=5,
+)
 HALF_RIGHT = {
     "port": st.integers(-1, 70000),
     "host": st.sampled_from(["localhost", "::1", "0.0.0.0", ""]),
@@ -57,6 +71,15 @@ HALF_RIGHT = {
     "timeouts": st.dictionaries(st.sampled_from(["connect", "idle", "drain"]), VALUES, max_size=2),
     "limits": st.dictionaries(st.sampled_from(["request_body", "queue"]), VALUES, max_size=2),
     "tls": st.dictionaries(st.sampled_from(["cert", "key"]), st.sampled_from(["", "x", "/", "\0"])),
+    "slot": st.sampled_from(["blue", "green", "s", ""]) | NAMES,
+    "providers": st.dictionaries(
+        st.sampled_from(["openai", "bedrock", "azure", "x"]) | NAMES, PROVIDER | VALUES, max_size=3
+    ),
+    "slots": st.dictionaries(
+        st.sampled_from(["s", "green", "blue"]) | NAMES, st.lists(ROUTE | VALUES, max_size=3) | VALUES, max_size=2
+    ),
+    "preflight": st.lists(st.dictionaries(st.sampled_from(["path", "key", "body"]), VALUES), max_size=2) | VALUES,
+    "shadow": st.dictionaries(st.sampled_from(["slot", "share", "tokens"]), VALUES, max_size=2) | VALUES,
     "links": st.dictionaries(st.sampled_from(LINKS) | NAMES, st.dictionaries(KEYS, VALUES, max_size=2), max_size=2),
 }
 DOCUMENTS = st.dictionaries(KEYS, VALUES, max_size=4) | st.fixed_dictionaries({}, optional=HALF_RIGHT)

@@ -180,9 +180,6 @@ async def test_switches_and_reloads_lose_nothing(tmp_path: Path) -> None:
 async def test_ten_thousand_switches_under_two_hundred_streams(tmp_path: Path) -> None:
     tally, at = await switched(tmp_path, switches=10_000, streams=200, reload_each=100)
     judge(tally, at)
-    print(
-        f"10,000 switches, 100 reloads: {tally.whole} exchanges whole, {tally.broken} broken off by the upstream, 0 lost or mixed"
-    )
 
 
 async def test_a_canary_that_fails_is_taken_back_by_itself(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fiedler_proxy.config import Faults
-from fiedler_proxy.control import runtime_dir
+from fiedler_proxy.control import runtime_dirs
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.serving import say
 from fiedler_proxy.settings import FIEDLER, read
@@ -33,14 +33,14 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what the instances answer, as JSON")
 
 
-def directory_of(args: argparse.Namespace) -> Path:
+def directories_of(args: argparse.Namespace) -> tuple[Path, ...]:
     """Where the sockets of the gateways are that ``args`` mean. SettingsError for a configuration that cannot be read."""
     flags = {key: value for key, value in (("config", args.config), ("data_dir", args.data_dir)) if value}
     faults = Faults()
     draft = read(KGB, flags, os.environ, faults)
     if faults.found and args.config and not draft.complete:
         raise SettingsError(faults.found)
-    return runtime_dir(draft.settings.document.runtime_dir, draft.settings.data_dir, os.environ)
+    return runtime_dirs(draft.settings.document.runtime_dir, draft.settings.data_dir, os.environ)
 
 
 def told(
@@ -57,7 +57,7 @@ def told(
     if slots:
         program = FIEDLER.name if args.fiedler else KGB.name
     try:
-        heard = ask_all(directory_of(args), args.instance, method, path, said, program)
+        heard = ask_all(directories_of(args), args.instance, method, path, said, program)
     except Nobody as error:
         say(f"kgb {args.command}: {error}")
         return [], NOBODY
