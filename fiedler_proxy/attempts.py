@@ -16,11 +16,12 @@ from aiohttp import web
 
 from fiedler_proxy.body_peek import peek, tell_kept
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
-from fiedler_proxy.exchange import Exchange
+from fiedler_proxy.exchange import Exchange, Outcome
 from fiedler_proxy.flow import Answer, Flow, TurnedAway
 from fiedler_proxy.gate import Gate
 from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.key_source import Key
+from fiedler_proxy.lifecycle import ResponseCut
 from fiedler_proxy.model_name import SCAN_CAP
 from fiedler_proxy.provider import CALLER_CREDENTIALS, Place, without_parameter
 from fiedler_proxy.relay import Relay
@@ -146,11 +147,11 @@ class Attempts:
                 self._aside, self._aside_of = error.answer, live
             self._note(exchange, live, str(head.status))
             return True
-        if not isinstance(error, ExchangeError) or error.fault is not Fault.UPSTREAM:
-            self._let_go()
-        else:
+        if _by_upstream(error):
             self._over(live)
             live.tell_failure(time.monotonic())
+        else:
+            self._let_go()
         if not isinstance(error, ExchangeError) or not self._goes_on(exchange, error):
             return False
         if self._last and self._aside is None:
@@ -243,6 +244,13 @@ def _signed_for_us(live: Live) -> ExchangeError:
         hint="let the gateway sign ([providers.bedrock]), or send a bearer key",
         retry=False,
     )
+
+
+def _by_upstream(error: BaseException) -> bool:
+    """Whether it was the upstream that failed, before its answer or in the midst of it."""
+    if isinstance(error, ResponseCut):
+        return error.outcome in (Outcome.UPSTREAM_BROKE, Outcome.TIMED_OUT)
+    return isinstance(error, ExchangeError) and error.fault is Fault.UPSTREAM
 
 
 def session_of(exchange: Exchange) -> str:

@@ -11,6 +11,7 @@ import attrs
 import pytest
 from aiohttp import web
 
+from fiedler_proxy.breaker import FAILURES
 from fiedler_proxy.lifecycle import GATEWAY
 from fiedler_proxy.router import ROUTER, Router
 from fiedler_proxy.slot_choice import Choice
@@ -351,6 +352,23 @@ async def test_an_exchange_keeps_the_slot_it_began_in() -> None:
             assert exchange.slot == "s"
             first_read.set()
             assert await client.read_some() == b"two"
+
+
+async def test_an_answer_that_breaks_off_counts_against_the_upstream(tmp_path: Path) -> None:
+    async def handle(request: ReceivedRequest, conn: UpstreamConnection) -> None:
+        await request.body()
+        await conn.send_head(200, [("Transfer-Encoding", "chunked")])
+        await conn.chunk(b"half")
+        conn.abort()
+
+    async with site(serve_forever(handle), says("second")) as at:
+        for _ in range(FAILURES):
+            async with RawClient(at.address.host, at.address.port) as client:
+                await client.post("/v1/messages", [], BODY)
+                assert (await client.read_head()).status == 200
+                await client.read_until_close()
+        assert (await at.post()).body == b"second"
+        assert at.asked == [FAILURES, 1]
 
 
 async def test_a_breaker_leaves_an_upstream_alone_that_keeps_failing() -> None:

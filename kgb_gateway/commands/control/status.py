@@ -54,6 +54,9 @@ def _show(said: dict[str, Any]) -> None:
     if said.get("upstreams"):
         line()
         _upstreams(said["upstreams"])
+    if said["connections"]:
+        line()
+        table([("CONNECTIONS TO", "OPEN", "IDLE", "WAITING", "REFUSED"), *map(_pool, said["connections"])])
     line()
     if said["exchanges"]:
         _exchanges(said["exchanges"])
@@ -68,6 +71,10 @@ def _upstreams(upstreams: list[dict[str, Any]]) -> None:
         counts = (str(each["running"]), str(each["answered"]), str(each["failed"]))
         rows.append((each["name"], each["breaker"], *counts, f"{each['first_byte']:.2f} s", ", ".join(resting) or "-"))
     table(rows)
+
+
+def _pool(pool: dict[str, Any]) -> tuple[str, ...]:
+    return (pool["url"], *(str(pool[name]) for name in ("open", "idle", "waiting", "refused")))
 
 
 def _exchanges(exchanges: list[dict[str, Any]]) -> None:
