@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from fiedler_proxy.errors import Dialect
 from fiedler_proxy.headers import HOP_BY_HOP, RawHeaders, Shape, is_valid_value, shape_of
 from fiedler_proxy.kept import Kept
 from fiedler_proxy.upstream import Upstream
@@ -156,7 +157,8 @@ class Exchange:
     next one, which is a declared power (``transforms``) unless it only takes away a route prefix or a credential.
     ``request_body`` replaces the caller's body where a link transformed it; ``kept`` is what was read of it, for those who may want it
     again, ``replay`` the whole of one that was small and is sent already; ``plan`` asks several upstreams in turn, where a route says so. ``hop_lines`` are header lines for the upstream alone, which
-    no observer sees: a credential of the gateway's own. ``trusted``: the gateway asks itself, for a caller whose key it has seen. ``ending`` is how the exchange will end if
+    no observer sees: a credential of the gateway's own. ``dialect`` is that of the provider
+    that a route leads to, for errors of callers who give no sign of theirs. ``trusted``: the gateway asks itself, for a caller whose key it has seen. ``ending`` is how the exchange will end if
     nothing breaks any more; ``outcome`` how it did.
     Sizes are body bytes without transfer framing. ``started``, ``first_byte`` and ``ended`` are seconds of the
     monotonic clock, ``started_at`` is seconds since the epoch.
@@ -171,6 +173,7 @@ class Exchange:
     path: str = ""
     caller: str = ""
     route: str = ""
+    dialect: Dialect | None = None
     slot: str = ""
     upstream: Upstream | None = None
     attempts: int = 0

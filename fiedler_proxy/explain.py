@@ -100,6 +100,7 @@ def _upstream(live: Live, target: str) -> dict[str, object]:
         "provider": live.name,
         "url": live.target.upstream.url + sent,
         "credential": _credential(live),
+        "serves": any(path_of(sent).startswith(prefix) for prefix in provider.paths),
         "running": live.running,
         "failures_in_a_row": live.breaker.failures,
     }

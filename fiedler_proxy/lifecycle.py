@@ -14,7 +14,7 @@ import attrs
 from aiohttp import web
 
 from fiedler_proxy.clock import Clock
-from fiedler_proxy.errors import Answer, ExchangeError, Fault, dialect_of, malformed_body, render
+from fiedler_proxy.errors import Answer, Dialect, ExchangeError, Fault, dialect_of, malformed_body, render
 from fiedler_proxy.exchange import Exchange, Outcome
 from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.heads import Announcements
@@ -365,6 +365,8 @@ def render_for(exchange: Exchange, error: ExchangeError, hop: str = "") -> Answe
     names = [name.decode("latin-1").lower() for name, _ in exchange.request_headers]
     credential = exchange.find(b"authorization") or b""
     dialect = dialect_of(exchange.path, names, bearer=credential[:7].lower() == b"bearer ")
+    if dialect is Dialect.PROBLEM and exchange.dialect is not None:
+        dialect = exchange.dialect
     return render(error, dialect, exchange.id, hop)
 
 

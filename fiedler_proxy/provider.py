@@ -43,9 +43,9 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 class Provider:
     """A vendor or a server that speaks like one.
 
-    ``url``: base URL, with ``{names}`` that ``defaults``, the environment's ``named_by`` or the configuration fill.
-    ``variables``: of the environment, asked in order for a key. ``paths``: prefixes of the paths it serves, for the
-    choice between native paths; ``cut`` is taken off the beginning of a target, where its base path has it already;
+    ``url``: base URL, with ``{names}`` that the environment's ``named_by`` or the configuration fill.
+    ``variables``: of the environment, asked in order for a key. ``paths``: prefixes of the paths it serves, so
+    that others can be explained; ``cut`` is taken off the beginning of a target, where its base path has it already;
     ``dialect``: of its errors. ``fiedler``: it is another gateway of ours; ``aws``: its callers may sign; ``models``: where
     it lists its models, "" for nowhere.
     """
@@ -56,7 +56,6 @@ class Provider:
     dialect: Dialect = Dialect.OPENAI
     variables: tuple[str, ...] = ()
     named_by: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
-    defaults: Mapping[str, str] = attrs.field(factory=dict)
     paths: tuple[str, ...] = ("/v1/",)
     cut: str = ""
     fiedler: bool = False
@@ -81,7 +80,7 @@ class Provider:
     def value_of(self, name: str, given: Mapping[str, str], environ: Mapping[str, str]) -> str:
         """What stands for ``name`` in the URL, "" for nothing."""
         named = (environ.get(variable) for variable in self.named_by.get(name, ()))
-        return given.get(name) or next(filter(None, named), "") or self.defaults.get(name, "")
+        return given.get(name) or next(filter(None, named), "")
 
 
 _ANTHROPIC = ("/v1/messages", "/v1/complete", "/v1/models", "/v1/files", "/api/", "/v1/skills", "/v1/organizations")

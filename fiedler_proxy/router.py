@@ -225,7 +225,7 @@ class Router:
 def follow(exchange: Exchange, way: "Way") -> Attempts | None:
     """Send ``exchange`` along ``way``; the plan, where it takes one."""
     route, lives = way.decision.route, way.lives
-    exchange.route = route.name
+    exchange.route, exchange.dialect = route.name, lives[0].target.provider.dialect
     if route.prefix:
         exchange.target = cut(exchange.target, route.prefix) or exchange.target
     if way.plain:

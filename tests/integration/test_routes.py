@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import attrs
 import pytest
+import zstandard
 from aiohttp import web
 
 from fiedler_proxy.breaker import FAILURES
+from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.lifecycle import GATEWAY
 from fiedler_proxy.router import ROUTER, Router
 from fiedler_proxy.slot_choice import Choice
@@ -31,6 +34,7 @@ from fiedler_proxy.testing import (
 from fiedler_proxy.testing.connection import Headers
 from fiedler_proxy.testing.upstream import Script
 from kgb_gateway.app import create_app
+from kgb_gateway.keys_edit import create_key
 
 Routes = Sequence[Mapping[str, object]]
 
@@ -80,10 +84,9 @@ async def site(
         used = routes or [{"upstreams": list(tables), **(route or {})}]
         app = create_app(
             upstream=upstreams[-1].url,
-            chain=("request_id", "fiedler"),
             providers=tables,
             slots={"s": list(used)},
-            **flags,
+            **{"chain": ("request_id", "fiedler"), **flags},
         )
         app[ROUTER].put(Choice("s"))
         yield Site(await stack.enter_async_context(start_app(app)), app, upstreams)
@@ -91,6 +94,12 @@ async def site(
 
 def says(text: str, status: int = 200, headers: Headers = ()) -> Script:
     return respond(status, headers, text.encode())
+
+
+async def silent(connection: UpstreamConnection) -> None:
+    """Takes a request, and says nothing."""
+    await connection.request()
+    await connection.stall()
 
 
 CLASSES: Mapping[str, tuple[Any, bool | None]] = {
@@ -103,6 +112,7 @@ CLASSES: Mapping[str, tuple[Any, bool | None]] = {
     "400": (says("wrong", 400), None),
     "404": (says("none", 404), None),
     "broken": ([ReadHead(), Abort()], False),
+    "timeout": (silent, False),
 }
 """What the first upstream does, and whether another one is asked: by default, only where the route says so (False), or never (None)."""
 
@@ -113,14 +123,15 @@ async def test_another_upstream_is_asked_by_class(kind: str, asked_for: bool) ->
     script, by_default = CLASSES[kind]
     goes_on = by_default is True or (asked_for and by_default is not None)
     route = {"retry": [kind]} if asked_for and by_default is not None else {}
-    async with site(script, says("second"), route=route) as at:
+    flags: dict[str, Any] = {"timeouts": {"first_byte": 0.1}} if kind == "timeout" else {}
+    async with site(script, says("second"), route=route, **flags) as at:
         response = await at.post()
         assert at.asked == [1, 1 if goes_on else 0]
         if goes_on:
             assert (response.status, response.body) == (200, b"second")
             assert await at.upstreams[1].requests[0].body() == BODY
         else:
-            assert response.status == (502 if kind == "broken" else int(kind))
+            assert response.status == ({"broken": 502, "timeout": 504}.get(kind) or int(kind))
 
 
 async def test_an_upstream_that_cannot_be_reached() -> None:
@@ -313,6 +324,36 @@ class TestRoutes:
             assert (await at.post(body=b'{ "max_tokens":1 ,"model" : "fast",\n"x":1.0}')).body == b"0"
             (request,) = at.upstreams[0].requests
             assert await request.body() == b'{ "max_tokens":1 ,"model" : "claude-haiku",\n"x":1.0}'
+
+    @pytest.mark.parametrize("coding", ["gzip", "zstd"])
+    async def test_an_alias_in_a_packed_body(self, coding: str) -> None:
+        routes: Routes = [{"upstreams": ["p0"], "aliases": {"fast": "claude-haiku"}}]
+        plain = b'{"model": "fast", "x": 1.0}'
+        packed = gzip.compress(plain) if coding == "gzip" else zstandard.compress(plain)
+        seen: list[Exchange] = []
+        async with site(says("0"), routes=routes) as at:
+            at.router.watchers += (seen.append,)
+            assert (await at.post(headers=[("Content-Encoding", coding)], body=packed)).body == b"0"
+            (request,) = at.upstreams[0].requests
+            assert await request.body() == b'{"model": "claude-haiku", "x": 1.0}'
+            assert request.header(b"content-encoding") is None
+        assert seen[0].transformed
+        assert str(seen[0].facts["model_alias"]).startswith("fast -> claude-haiku")
+
+    async def test_by_caller(self, tmp_path: Path) -> None:
+        routes: Routes = [{"upstreams": ["p0"], "callers": ["team-*"]}, {"upstreams": ["p1"]}]
+        _, token = create_key(tmp_path / "keys.json", "team-a")
+        links = {"auth": {"keys_file": str(tmp_path / "keys.json")}}
+        async with site(
+            says("0"), says("1"), routes=routes, chain=("request_id", "auth", "fiedler"), links=links
+        ) as at:
+            assert (await at.post(headers=[("x-kgb-key", token)])).body == b"0"
+
+    async def test_an_error_takes_the_dialect_of_the_route(self) -> None:
+        routes: Routes = [{"upstreams": ["p0"], "prefix": "/g"}]
+        async with site([Abort()], routes=routes, providers={"p0": {"like": "gemini"}}) as at:
+            answer = await at.post("/g/odd")
+        assert json.loads(answer.body)["error"]["status"] == "UNAVAILABLE"
 
     async def test_two_models_in_one_body_are_refused(self) -> None:
         routes: Routes = [{"upstreams": ["p0"], "models": ["a"]}, {"upstreams": ["p1"]}]

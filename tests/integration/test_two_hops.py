@@ -18,9 +18,19 @@ from fiedler_proxy.app import load as load_fiedler
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.router import ROUTER
 from fiedler_proxy.slot_choice import Choice
-from fiedler_proxy.testing import RawClient, ReceivedResponse, ScriptedUpstream, UpstreamConnection, respond, start_app
+from fiedler_proxy.testing import (
+    RawClient,
+    ReceivedResponse,
+    ScriptedUpstream,
+    UpstreamConnection,
+    load_stream,
+    respond,
+    start_app,
+)
 from fiedler_proxy.testing.upstream import Script
 from kgb_gateway.app import create_app
+
+STREAMS = Path(__file__).resolve().parents[3] / "shared" / "streams"
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -72,6 +82,40 @@ async def test_both_hops_call_the_exchange_the_same_and_the_provider_hears_of_ne
         assert not names & {b"x-fiedler-key", b"x-kgb-request-id", b"x-kgb-caller"}
         assert dict(request.headers)[b"Authorization"] == b"Bearer caller"
         assert dict(request.headers)[b"x-claude-code-session-id"] == b"s"
+
+
+async def test_every_recorded_stream_passes_both_hops_unchanged(tmp_path: Path) -> None:
+    if not STREAMS.is_dir():
+        pytest.skip(f"recorded streams are not at {STREAMS}")
+    paths = sorted(STREAMS.glob("*/*.chunks.txt"))
+    assert paths
+    headers = [("X-Odd", "\tv  w "), ("request-id", "req_1"), ("x-odd", "again")]
+
+    async def script(connection: UpstreamConnection) -> None:
+        while True:
+            request = await connection.request()
+            await request.body()
+            await connection.send_head(
+                200, [("Content-Type", "text/event-stream"), *headers, ("Transfer-Encoding", "chunked")]
+            )
+            for event in load_stream(paths[int(request.target[1:])]):
+                await connection.chunk(event)
+            await connection.end_chunks()
+
+    async with hops(tmp_path, script) as at, RawClient(at.host, at.port) as client:
+        for number, path in enumerate(paths):
+            await client.post(f"/{number}", [("X-Api-Key", "k"), ("A", "1"), ("a", "2")], b'{"model": "m"}')
+            answer = await client.read_response()
+            assert answer.body == b"".join(load_stream(path)), path.name
+            kept = [
+                pair for pair in answer.headers if pair[0].lower() not in (b"x-kgb-request-id", b"transfer-encoding")
+            ]
+            assert kept == [
+                (b"Content-Type", b"text/event-stream"),
+                *((n.encode(), v.strip().encode()) for n, v in headers),
+            ]
+        sent = at.provider.requests[0]
+        assert [name for name, _ in sent.headers if name.lower() in (b"x-api-key", b"a")] == [b"X-Api-Key", b"A", b"a"]
 
 
 async def test_an_error_says_which_hop(tmp_path: Path) -> None:

@@ -94,5 +94,7 @@ def _show(said: dict[str, Any]) -> None:
     for place, each in enumerate(said["upstreams"]):
         line(f"{'upstream ' if not place else 'then     '} {each['provider']}: {each['url']}")
         line(f"          credential: {each['credential']}")
+        if not each.get("serves", True):
+            line(f"          note: {each['provider']} is not known to serve this path")
     if len(said["upstreams"]) > 1:
         line(f"retry     after {', '.join(said['retry'])}; the first is chosen {said['pick']}")
