@@ -96,6 +96,9 @@ class Attempts:
                     raise _no_key(live, error) from None
                 self._note(exchange, live, f"no key: {error.args[0]}")
                 continue
+            except BaseException:  # the caller left while credentials were fetched
+                self._let_go()
+                raise
             try:
                 response = await relay.once(request, exchange, self)
             except BaseException as error:
