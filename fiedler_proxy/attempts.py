@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import ClassVar
 
-import attrs
 from aiohttp import web
 
 from fiedler_proxy.body_peek import peek, tell_kept
@@ -25,9 +24,10 @@ from fiedler_proxy.lifecycle import ResponseCut
 from fiedler_proxy.model_name import SCAN_CAP
 from fiedler_proxy.provider import CALLER_CREDENTIALS, Place, without_parameter
 from fiedler_proxy.relay import Relay
-from fiedler_proxy.route import BY_STATUS, Retry, Route
+from fiedler_proxy.route import BY_STATUS, Retry
 from fiedler_proxy.signer import OF_A_SIGNATURE, SIGNED_BY_CALLER
 from fiedler_proxy.targets import Live, attempts_of
+from fiedler_proxy.way import Way
 from fiedler_proxy.wire import ResponseHead, Sink, UpstreamConnection
 
 ATTEMPTS_MOST = 8
@@ -44,15 +44,11 @@ _QUERY_KEYS = ("key", "api_key", "api-key")
 _log = logging.getLogger("kgb.route")
 
 
-@attrs.define(eq=False)
 class Attempts:
-    """The plan of one exchange: ``lives`` in the order in which they are asked, by the rules of ``route`` (a relay.Plan and a flow.Judge). ``many_keys``:
-    one of them has several, and is asked with each; ``signs``: one of them signs the body, which is taken in first."""
+    """The plan of one exchange: ``lives`` in the order in which they are asked, by the rules of ``way`` (a relay.Plan and a flow.Judge)."""
 
-    route: Route
-    lives: tuple[Live, ...]
-    many_keys: bool = False
-    signs: bool = False
+    # One is made for every request of such a route: what most of them never set stands here.
+    cap: ClassVar[int] = SCAN_CAP
     began: bool = False
     _last: bool = False
     _live: Live | None = None
@@ -63,12 +59,14 @@ class Attempts:
     _aside: Answer | None = None
     _aside_of: Live | None = None
 
-    cap: ClassVar[int] = SCAN_CAP
+    def __init__(self, way: Way, lives: tuple[Live, ...]) -> None:
+        self.way = way
+        self.lives = lives
 
     def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse]:
         """``relay.Plan``. Where nothing but a header has to be done before the first attempt, there is no coroutine for it."""
         self._target, self._headers = exchange.target, exchange.request_headers
-        if self.signs or self.many_keys or self.lives[0].signer is not None:
+        if self.way.signs or self.way.many_keys or self.lives[0].signer is not None:
             return self._ask(relay, request, exchange, 0)
         try:
             self._start(exchange, self.lives[0], last=len(self.lives) == 1)
@@ -78,10 +76,10 @@ class Attempts:
 
     async def _ask(self, relay: Relay, request: web.Request, exchange: Exchange, done: int) -> web.StreamResponse:
         """Ask one after the other, all but the first ``done``."""
-        if self.signs and not done:
+        if self.way.signs and not done:
             await _take_whole(request, exchange)
         turns: Sequence[Live] = self.lives[:ATTEMPTS_MOST]
-        if self.many_keys:
+        if self.way.many_keys:
             turns = list(attempts_of(self.lives, time.monotonic(), ATTEMPTS_MOST))
         for number, live in enumerate(turns[done:], done + 1):
             last = number == len(turns)
@@ -176,7 +174,7 @@ class Attempts:
     def aim(self, exchange: Exchange, live: Live, now: float) -> Key | None:
         """Make the exchange one for ``live``, but for a signature. LookupError when there is no key for it."""
         provider = live.target.provider
-        affinity = session_of(exchange) if self.route.affinity and live.many_keys else ""
+        affinity = session_of(exchange) if self.way.decision.route.affinity and live.many_keys else ""
         key = live.credential(affinity, now) if live.keys is not None else None
         exchange.upstream = live.target.upstream
         if provider.cut:
@@ -200,7 +198,7 @@ class Attempts:
     def takes(self, flow: Flow, connection: UpstreamConnection, head: ResponseHead) -> Sink | None:
         """``flow.Judge``: an answer that means that the next one is asked is put aside."""
         kind = None if self._last else BY_STATUS.get(head.status)
-        if kind is None or kind not in self.route.retry:
+        if kind is None or kind not in self.way.decision.route.retry:
             return None
         live = self._live
         if kind is Retry.UNAUTHORIZED and (live is None or (live.keys is None and live.signer is None)):
@@ -215,7 +213,7 @@ class Attempts:
             kind = Retry.CONNECT
         if error.fault is not Fault.UPSTREAM and not error.code.startswith("upstream_queue"):
             return False
-        return kind in self.route.retry and _at_hand(exchange)
+        return kind in self.way.decision.route.retry and _at_hand(exchange)
 
     def _note(self, exchange: Exchange, live: Live, why: str) -> None:
         """Every attempt that came to nothing is a fact of the exchange, and so of its record."""

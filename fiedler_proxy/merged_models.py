@@ -22,9 +22,10 @@ from fiedler_proxy.gate import Gate
 from fiedler_proxy.kept import Kept
 from fiedler_proxy.provider import Place
 from fiedler_proxy.relay import Relay
-from fiedler_proxy.route import Route
+from fiedler_proxy.route import Decision, Route
 from fiedler_proxy.server import OwnResponse
 from fiedler_proxy.targets import Live
+from fiedler_proxy.way import Way
 from fiedler_proxy.wire import ResponseHead, Sink, UpstreamConnection
 
 SECONDS = 5.0
@@ -75,10 +76,10 @@ class MergedModels:
         own = live.keys is None and live.signer is None and asks.place is not Place.NONE
         if not asks.models or (own and str(asks.dialect) != self.dialect):
             return []  # the caller's key is for another provider, which need not see it
-        route = Route(live.name, (live.name,))
+        way = Way.of(Decision(Route(live.name, (live.name,))), {live.name: live}, {})
         try:
             exchange.target = asks.models
-            Attempts(route, (live,)).aim(exchange, live, time.monotonic())
+            Attempts(way, (live,)).aim(exchange, live, time.monotonic())
             if live.signer is not None:
                 exchange.hop_lines = await live.signer.lines(exchange, live.target, b"")
             async with asyncio.timeout(SECONDS):

@@ -58,7 +58,7 @@ def equip(control: Control, settings: Settings) -> None:
     control.watch = control.shadow = None
     if document.canary.guard:
         control.watch = CanaryWatch(router, document.canary.minimum)
-        watchers.append(control.watch)
+    router.canary_watch = control.watch
     wanted = document.shadow
     if wanted.slot and wanted.share:
         budget = Budget(wanted.requests, wanted.tokens)

@@ -21,13 +21,14 @@ from fiedler_proxy.key_source import KeyRing
 from fiedler_proxy.merged_models import PATHS as MODEL_PATHS
 from fiedler_proxy.merged_models import MergedModels
 from fiedler_proxy.model_name import SCAN_CAP, AmbiguousModel, model_in, model_in_path, with_model
-from fiedler_proxy.provider import Place, Target
+from fiedler_proxy.provider import Target
 from fiedler_proxy.relay import Relay
-from fiedler_proxy.route import Asked, Decision, Pick, Route, Slot, cut
+from fiedler_proxy.route import Asked, Decision, Route, Slot, cut
 from fiedler_proxy.signer import signer_of
 from fiedler_proxy.slot_choice import Choice, ChoiceFile, Stamp
 from fiedler_proxy.targets import Live, in_order
 from fiedler_proxy.upstream import Upstream
+from fiedler_proxy.way import Way
 
 BLUE, GREEN = "blue", "green"
 """The origin's slots: straight to the base URL, and through the routes."""
@@ -56,49 +57,6 @@ WAYS_CAP = 1024
 """Ways that are remembered; beyond it the memory starts anew."""
 
 
-SESSIONS_CAP = 10_000
-"""Sessions of which a way remembers who served them."""
-
-
-@attrs.frozen
-class Way:
-    """A decision with those behind its route, worked out once. ``plain``: one upstream whose requests pass as they are; ``alone``: there is no
-    choice; ``ordered``: the first one is the first one as long as all are well; ``many_keys``: one of them has several; ``signs``: one of
-    them signs the body; ``kept``: who served which session last."""
-
-    decision: Decision
-    lives: tuple[Live, ...]
-    plain: bool
-    alone: bool
-    ordered: bool
-    many_keys: bool
-    signs: bool
-    kept: dict[str, Live]
-
-    def sticky_order(self, session: str, now: float) -> tuple[Live, ...]:
-        """Whom to ask, in turn: who served ``session`` before comes first as long as it is well, since its prompt cache is warm."""
-        ordered = in_order(self.decision.route, self.lives, now)
-        if not session:
-            return ordered
-        first = self.kept.get(session)
-        if first is None or first not in ordered:
-            first = self.kept[session] = ordered[0]
-            if len(self.kept) > SESSIONS_CAP:
-                del self.kept[next(iter(self.kept))]
-        return ordered if first is ordered[0] else (first, *(live for live in ordered if live is not first))
-
-    @classmethod
-    def of(cls, decision: Decision, known: Mapping[str, Live], kept: dict[str, Live]) -> "Way":
-        """The way of ``decision``."""
-        route = decision.route
-        lives = tuple(known[name] for name in route.targets)
-        alone = len(lives) == 1
-        plain = alone and lives[0].keys is None and not _changes(lives[0].target)
-        signs = any(live.signer is not None and live.signer.needs_body for live in lives)
-        many = any(live.many_keys for live in lives)
-        return cls(decision, lives, plain, alone, route.pick is Pick.ORDERED, many, signs, kept)
-
-
 Watcher = Callable[[Exchange], None]
 
 
@@ -106,7 +64,8 @@ Watcher = Callable[[Exchange], None]
 class Router:
     """The tables in force and the slot that was chosen. A new table takes over what is known of targets that stay the same.
 
-    ``default``: the active slot where nobody has chosen. ``watchers`` are told of each exchange that was placed.
+    ``default``: the active slot where nobody has chosen. ``watchers`` are told of each exchange that was placed,
+    ``canary_watch`` of each while there is a canary.
     """
 
     tables: Tables
@@ -115,6 +74,7 @@ class Router:
     choice: Choice = attrs.field(init=False)
     lives: Mapping[str, Live] = attrs.field(init=False, factory=dict)
     watchers: tuple[Watcher, ...] = ()
+    canary_watch: Watcher | None = None
     _stamp: Stamp = None
     _ways: dict[tuple[object, ...], Way] = attrs.field(init=False, factory=dict)
     _kept: dict[tuple[str, str], dict[str, Live]] = attrs.field(init=False, factory=dict)
@@ -181,6 +141,8 @@ class Router:
         if not name:
             name = exchange.slot = choice.active if not choice.share else choice.slot_of(sticky_of(exchange))
         tables = self.tables
+        if choice.share and self.canary_watch is not None:
+            self.canary_watch(exchange)
         for watcher in self.watchers:
             watcher(exchange)
         slot = tables.slots.get(name)
@@ -239,7 +201,7 @@ def follow(exchange: Exchange, way: "Way") -> Attempts | None:
                     break
         else:
             lives = way.sticky_order(session_of(exchange) if route.affinity else "", time.monotonic())
-    plan = exchange.plan = Attempts(route, lives, way.many_keys, way.signs)
+    plan = exchange.plan = Attempts(way, lives)
     return plan
 
 
@@ -251,12 +213,6 @@ def straight(exchange: Exchange, prefixes: tuple[str, ...]) -> None:
         if rest is not None:
             exchange.target, exchange.route = rest, prefix.strip("/")
             break
-
-
-def _changes(target: Target) -> bool:
-    """Whether a request has to be changed for ``target``, be it by a header."""
-    provider = target.provider
-    return provider.fiedler or bool(provider.cut) or provider.aws or provider.place in (Place.NONE, Place.GOOGLE)
 
 
 def _live(target: Target, tables: Tables) -> Live:

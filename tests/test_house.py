@@ -69,6 +69,7 @@ FLOORS = {
     "fiedler_proxy.shadow": 1,
     "fiedler_proxy.status": 1,
     "fiedler_proxy.watch": 1,
+    "fiedler_proxy.way": 1,
     "fiedler_proxy.flow": 1,
     "fiedler_proxy.gate": 1,
     "fiedler_proxy.hold": 1,

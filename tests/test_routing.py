@@ -19,9 +19,10 @@ from fiedler_proxy.key_source import COOL_SECONDS, Key, KeyRing
 from fiedler_proxy.model_name import AmbiguousModel, model_in, model_in_path, with_model
 from fiedler_proxy.provider import PROVIDERS, header_for, native, without_parameter
 from fiedler_proxy.route import Asked, Decision, Pick, Route, Slot, cut
-from fiedler_proxy.router import BLUE, Router, Way, sticky_of
+from fiedler_proxy.router import BLUE, Router, sticky_of
 from fiedler_proxy.slot_choice import Choice
 from fiedler_proxy.targets import Live, attempts_of, in_order
+from fiedler_proxy.way import Way
 from kgb_gateway.app import load
 
 # The model in a body.
