@@ -139,11 +139,14 @@ def build_app(settings: Settings, chain: Chain, *, keeps_choice: bool = True) ->
     app = create_application(gateway, chain.links, Relay(gateway), server_options=options)
     if settings.tables is not None:
         tables = settings.tables.based_on(settings.upstream)
-        file = None
-        if keeps_choice:
-            # In front of Fiedler's routes the environment names the base URL; behind them it is no choice between slots.
-            environment = settings.environment if document.slot == BLUE else ""
-            path = settings.data_dir / f"slots-{settings.program}.json"
-            file = ChoiceFile(path, document.instance, environment, BLUE)
+        file = choice_file(settings) if keeps_choice else None
         app[ROUTER] = Router(tables, file, document.slot)
     return app
+
+
+def choice_file(settings: Settings) -> ChoiceFile:
+    """Where the chosen slot is kept. In front of Fiedler's routes the environment names the base URL; behind them it is no choice
+    between slots."""
+    environment = settings.environment if settings.document.slot == BLUE else ""
+    path = settings.data_dir / f"slots-{settings.program}.json"
+    return ChoiceFile(path, settings.document.instance, environment, BLUE)

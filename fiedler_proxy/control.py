@@ -21,7 +21,6 @@ from aiohttp import web
 
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.exchange import Exchange, Outcome
-from fiedler_proxy.explain import explained
 from fiedler_proxy.inner import InnerDoor
 from fiedler_proxy.lifecycle import GATEWAY
 from fiedler_proxy.preflight import Probe, preflight
@@ -123,7 +122,6 @@ class Control:
                 web.get("/slots", self._slots),
                 web.post("/slots", self._choose),
                 web.post("/preflight", self._preflight),
-                web.post("/explain", self._explain),
                 web.post("/reload", self._reload),
                 web.post("/drain", self._drain),
                 web.post("/kill", self._kill),
@@ -220,9 +218,6 @@ class Control:
         if not self.probes:
             raise Refused("no [[preflight]] is configured: there is nothing to compare")
         return _json({"slot": slot, "active": self.router.choice.active, "findings": await self._probe(slot)})
-
-    async def _explain(self, request: web.Request) -> web.Response:
-        return _json(explained(self.router, await _asked(request)))
 
     async def _reload(self, request: web.Request) -> web.Response:
         if self.reload is None:

@@ -5,6 +5,7 @@ Owns the words; the decision is the router's own code, asked without a request b
 
 from collections.abc import Mapping
 
+from fiedler_proxy.attempts import SESSIONS
 from fiedler_proxy.key_source import Key
 from fiedler_proxy.model_name import AmbiguousModel, model_in, model_in_path
 from fiedler_proxy.provider import Place
@@ -58,7 +59,8 @@ def explained(router: Router, asked: Mapping[str, object]) -> dict[str, object]:
 def _slot(choice: Choice, headers: Mapping[str, str], caller: str, asked: Mapping[str, object]) -> tuple[str, str]:
     if not choice.share:
         return choice.active, "it is the active one"
-    sticky = str(asked.get("session") or "") or headers.get("x-claude-code-session-id", "") or caller
+    named = (headers.get(name.decode(), "") for name in SESSIONS)
+    sticky = str(asked.get("session") or "") or next(filter(None, named), "") or caller
     slot = choice.slot_of(sticky)
     what = "the canary" if slot == choice.canary else "the active one"
     return slot, f"{what}, {choice.canary} gets {choice.share:.2%} of the sessions, and this is {sticky or 'none'!r}"

@@ -15,18 +15,18 @@ from fiedler_proxy.chain import Chain, Entry
 from fiedler_proxy.control import Control, Reloaded, runtime_dir
 from fiedler_proxy.effective import effective
 from fiedler_proxy.heads import Announcements
-from fiedler_proxy.lifecycle import EDGE, GATEWAY, Link
+from fiedler_proxy.lifecycle import EDGE, GATEWAY
 from fiedler_proxy.preflight import Probe
 from fiedler_proxy.router import ROUTER
 from fiedler_proxy.settings import Settings
 from fiedler_proxy.shadow import Budget, Shadow
 from fiedler_proxy.watch import CanaryWatch
 
-RESTART = (
-    "host", "port", "tls.", "data_dir", "instance", "uvloop", "runtime_dir", "timeouts.keepalive", "limits.request_line",
-    "limits.header_field",
-)  # fmt: skip
-"""Keys that only a restart brings into force: they belong to the listener or to the process."""
+RESTART = frozenset((
+    "host", "port", "tls.cert", "tls.key", "data_dir", "instance", "uvloop", "runtime_dir", "dewey_url", "slot", "timeouts.keepalive",
+    "timeouts.drain", "limits.request_line", "limits.header_field",
+))  # fmt: skip
+"""Keys that only a restart brings into force: they belong to the listener or to the process, or are for the first start (``slot``)."""
 
 Load = Callable[[], Settings]
 Compose = Callable[[Settings], Chain]
@@ -76,17 +76,25 @@ class Reloader:
     settings: Settings
     load: Load
     compose: Compose
+    _entries: tuple[Entry, ...] = ()
+    _started: Mapping[str, object] = attrs.field(factory=dict)
+    _told: Mapping[str, object] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        chain = self.compose(self.settings)
+        running = zip(chain.entries, self.app[EDGE].links, strict=True)
+        self._entries = tuple(attrs.evolve(entry, link=link) for entry, link in running)
+        self._started = self._told = _told(self.settings, chain)
 
     def __call__(self, dry: bool) -> Reloaded:
         """``Control.reload``."""
         settings = self.load()
         chain = self.compose(settings)
-        gateway, edge = self.app[GATEWAY], self.app[EDGE]
-        before = dict(_flat(tomllib.loads(effective(self.settings, self.compose(self.settings)))))
-        after = dict(_flat(tomllib.loads(effective(settings, chain))))
+        gateway = self.app[GATEWAY]
+        before, after, started = self._told, _told(settings, chain), self._started
         changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        links, unmade = merged(edge.links, chain.entries, self.compose(self.settings).entries)
-        restart = [key for key in changed if key.startswith(RESTART)] + unmade
+        entries, unmade = merged(self._entries, chain.entries)
+        restart = sorted(key for key in RESTART if started.get(key) != after.get(key)) + unmade
         lines = tuple(f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}" for key in changed)
         if dry:
             return Reloaded(lines, tuple(restart))
@@ -97,12 +105,17 @@ class Reloader:
         router = self.app.get(ROUTER)
         if router is not None and settings.tables is not None:
             router.reload(settings.tables.based_on(settings.upstream))
-        edge.pass_through(links)
+        self.app[EDGE].pass_through(tuple(entry.link for entry in entries))
         shadow, watch = self.control.shadow, self.control.watch
         equip(self.control, settings)
         _keep_what_stays(self.control, shadow, watch)
-        self.settings = settings
+        self._entries, self._told = entries, after
         return Reloaded(lines, tuple(restart))
+
+
+def _told(settings: Settings, chain: Chain) -> dict[str, object]:
+    """Every key with its value, nothing secret."""
+    return dict(_flat(tomllib.loads(effective(settings, chain))))
 
 
 def _keep_what_stays(control: Control, shadow: Shadow | None, watch: CanaryWatch | None) -> None:
@@ -118,24 +131,22 @@ def _keep_what_stays(control: Control, shadow: Shadow | None, watch: CanaryWatch
         shadow.end()
 
 
-def merged(
-    running: tuple[Link, ...], wanted: tuple[Entry, ...], before: tuple[Entry, ...]
-) -> tuple[tuple[Link, ...], list[str]]:
+def merged(running: tuple[Entry, ...], wanted: tuple[Entry, ...]) -> tuple[tuple[Entry, ...], list[str]]:
     """The links to be in force: the running one wherever its settings are as before. A link with a ``context`` cannot be begun or changed
     while the gateway runs: what of these needs a restart."""
-    old = {entry.name: (link, entry.link) for link, entry in zip(running, before, strict=False)}
-    links: list[Link] = []
+    old = {entry.name: entry for entry in running}
+    entries: list[Entry] = []
     unmade: list[str] = []
     for entry in wanted:
-        link, as_before = old.get(entry.name, (None, None))
-        if link is not None and _alike(as_before, entry.link):
-            links.append(link)
+        known = old.get(entry.name)
+        if known is not None and _alike(known.link, entry.link):
+            entries.append(known)
         elif hasattr(entry.link, "context"):
             unmade.append(f"links.{entry.table}")
-            links += [link] if link is not None else []
+            entries += [known] if known is not None else []
         else:
-            links.append(entry.link)
-    return tuple(links), unmade
+            entries.append(entry)
+    return tuple(entries), unmade
 
 
 def _alike(link: Any, other: Any) -> bool:

@@ -14,7 +14,7 @@ import attrs
 from fiedler_proxy.exchange import PREFLIGHT
 from fiedler_proxy.inner import InnerDoor, Reply
 from fiedler_proxy.key_source import Key
-from fiedler_proxy.provider import native
+from fiedler_proxy.provider import Place, header_for, native
 
 COMPARED = ("content-type", "content-encoding", "cache-control", "anthropic-version", "openai-version")
 """Headers whose presence and value (parameters aside) must be the same."""
@@ -42,8 +42,8 @@ class Probe:
         if self.key:
             secret = Key(self.key, environ, base).read(0.0)
             dialect = native(self.path.partition("?")[0], names, bearer=False)
-            place = {"anthropic": b"x-api-key", "gemini": b"x-goog-api-key"}.get(dialect)
-            sent.append((place, secret.encode()) if place else (b"authorization", b"Bearer " + secret.encode()))
+            place = {"anthropic": Place.X_API_KEY, "gemini": Place.X_GOOG_API_KEY}.get(dialect, Place.BEARER)
+            sent.append(header_for(place, secret))
         return tuple(sent)
 
 

@@ -59,7 +59,7 @@ class Live:
         self.answered += 1
         if status >= 400 and key is not None and self.keys is not None:
             self.keys.answered(key, status, retry_after, now)
-            self.troubled = True
+            self.troubled = self.troubled or not self.keys.rested(now)
         if status in TROUBLE:
             self.failed += 1
             self.breaker.failed(now)
@@ -85,7 +85,7 @@ class Live:
         """A key for one request, its ``line`` ready to be sent; None where the caller's own goes on. LookupError when there is none."""
         if self.keys is None:
             return None
-        if now < self._fresh_until and not self.troubled:
+        if now < self._fresh_until and (not self.troubled or self.ready(now)):
             return self._fresh
         key = self.keys.take(affinity, now)
         if key is None:

@@ -17,7 +17,7 @@ import attrs
 import pytest
 
 from kgb_gateway.__main__ import main
-from kgb_gateway.commands.control.words import percent, share_of, size
+from kgb_gateway.commands.control.words import percent, share_of
 
 CONFIG = """
 data_dir = "{home}"
@@ -147,14 +147,3 @@ def test_shares_are_read_and_written(text: str, share: float) -> None:
 def test_what_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write it like 5%"):
         share_of(text)
-
-
-def test_sizes_have_three_digits() -> None:
-    assert [size(value) for value in (0, 999, 1500, 123456, 2.5e9, 4e12)] == [
-        "0 B",
-        "999 B",
-        "1.5 kB",
-        "123 kB",
-        "2.5 GB",
-        "4000 GB",
-    ]

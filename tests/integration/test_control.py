@@ -204,6 +204,21 @@ async def test_reload_changes_what_it_can_and_tells_the_rest(tmp_path: Path) -> 
         assert (await at.say("POST", "/reload", {})).answer["changes"] == []
 
 
+async def test_what_waits_for_a_restart_is_told_until_it_comes_and_mixes_nothing_up(tmp_path: Path) -> None:
+    async with running(tmp_path, respond(200)) as at:
+        more = at.text.replace('"auth",', '"access_log", "auth",').replace("port = 0", "port = 0\ntimeouts.drain = 7.0")
+        at.config.write_text(more.replace('"auth",', '"auth",', 1))
+        for _ in range(3):
+            assert (await at.say("POST", "/reload", {})).answer["restart"] == ["timeouts.drain", "links.access_log"]
+            assert (await at.post([("Host", "kgb.example")])).status == 403
+            assert "x-kgb-request-id" in {name.decode().lower() for name, _ in (await at.post()).headers}
+        at.config.write_text(more.replace("port = 0", 'port = 0\nallowed_hosts = ["kgb.example"]'))
+        await at.say("POST", "/reload", {})
+        assert (await at.post([("Host", "kgb.example")])).status == 200
+        at.config.write_text(at.text)
+        assert (await at.say("POST", "/reload", {})).answer["restart"] == []
+
+
 async def test_a_bad_file_changes_nothing_and_says_why(tmp_path: Path) -> None:
     async with running(tmp_path, respond(200, [], b"first")) as at:
         at.config.write_text(at.text.replace("instance", "instanze") + '[[slots.t]]\nupstreams = ["nobody"]\n')

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fiedler_proxy.app import choice_file
+from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.explain import explained
 from fiedler_proxy.options import add_options, flags_of
 from fiedler_proxy.router import Router
-from fiedler_proxy.slot_choice import ChoiceFile
 from kgb_gateway.app import load
 from kgb_gateway.commands.control.common import line
+from kgb_gateway.compose import compose_chain
 
 _EPILOG = """\
   kgb route explain POST /v1/messages --model claude-opus-4-1 -H 'anthropic-version: 2023-06-01'
@@ -49,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
     settings = load(flags_of(args), os.environ)
     tables = settings.tables
     assert tables is not None
-    path = settings.data_dir / f"slots-{settings.program}.json"
-    router = Router(tables, ChoiceFile(path, settings.document.instance, settings.environment), settings.document.slot)
+    router = Router(tables, choice_file(settings), settings.document.slot)
+    link = compose_chain(settings).find("provider_route")
+    if link is None:
+        raise SettingsError(["chain: without 'fiedler' there are no routes: everything goes to [upstream]"])
     try:
-        said: dict[str, Any] = explained(router, _asked(args))
+        said: dict[str, Any] = explained(router, _asked(args, link.prefixes))
     except ValueError as error:
         args.parser.error(str(error))
     if args.json:
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(args: argparse.Namespace) -> dict[str, object]:
+def _asked(args: argparse.Namespace, prefixes: tuple[str, ...]) -> dict[str, object]:
     headers = []
     for header in args.header:
         name, colon, value = header.partition(":")
@@ -79,7 +83,7 @@ def _asked(args: argparse.Namespace) -> dict[str, object]:
         body = data.decode("utf-8", "surrogateescape")
     return {
         "method": args.method, "target": args.target, "headers": headers, "body": body, "caller": args.caller,
-        "session": args.session, "slot": args.slot, "prefixes": ["/anthropic-proxy"],
+        "session": args.session, "slot": args.slot, "prefixes": list(prefixes),
     }  # fmt: skip
 
 

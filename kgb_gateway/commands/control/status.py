@@ -5,7 +5,8 @@ from typing import Any
 
 from fiedler_proxy.serving import say
 from kgb_gateway.commands.control.common import EXIT, NOBODY, add_place, line, table, told
-from kgb_gateway.commands.control.words import percent, size
+from kgb_gateway.commands.control.words import percent
+from kgb_gateway.dewey.texts import size
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -15,12 +15,3 @@ def share_of(text: str) -> float:
     if not 0 < value < 1:
         raise ValueError(f"{text!r} is no share: write it like 5%, more than 0% and less than 100%")
     return value
-
-
-def size(count: float) -> str:
-    """Bytes, in three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
