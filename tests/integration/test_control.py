@@ -15,13 +15,11 @@ from aiohttp import web
 
 from fiedler_proxy.control import Control
 from fiedler_proxy.lifecycle import GATEWAY
-from fiedler_proxy.operating import control_of
 from fiedler_proxy.router import ROUTER, Router
 from fiedler_proxy.testing import RawClient, ScriptedUpstream, UpstreamConnection, respond
 from fiedler_proxy.testing.upstream import Script
-from kgb_gateway.app import create_app, load
-from kgb_gateway.compose import compose_chain
 from kgb_gateway.control_client import Instance, Nobody, Said, ask, instances
+from tests.controlled import controlled
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -71,18 +69,8 @@ async def running(tmp_path: Path, *scripts: Script, more: str = "", name: str = 
         config = tmp_path / "gateway.toml"
         config.write_text(text)
         flags = {"config": str(config), "data_dir": str(tmp_path / "data")}
-        settings = load(flags)
-        app = create_app(settings)
-        runner = web.AppRunner(app, handle_signals=False)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        control = control_of(app, settings, lambda: load(flags), compose_chain)
-        await control.start(runner)
-        stack.push_async_callback(control.stop)
-        yield Running(app, control, host, port, config, text, upstreams)
+        at = await stack.enter_async_context(controlled(flags))
+        yield Running(at.app, at.control, at.host, at.port, config, text, upstreams)
 
 
 async def test_the_socket_is_for_its_owner_alone(tmp_path: Path) -> None:

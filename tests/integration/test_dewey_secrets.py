@@ -11,12 +11,16 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from fiedler_proxy.testing import start_app
+from fiedler_proxy.explain import explained
+from fiedler_proxy.testing import RawClient, ScriptedUpstream, start_app
 from fiedler_proxy.testing.connection import ReceivedRequest, UpstreamConnection
+from fiedler_proxy.testing.upstream import Script
 from kgb_gateway import tail
+from kgb_gateway.control_client import ask, instances
 from kgb_gateway.dewey.archive import Unpacked, archived_in
 from kgb_gateway.dewey.spool import Layout
 from kgb_gateway.keys_edit import create_key
+from tests.controlled import controlled
 from tests.recorded import SSE, Recorded, model
 from tests.spools import events
 
@@ -145,3 +149,87 @@ async def test_not_in_a_tunnel_either(tmp_path: Path, canaries: Canaries) -> Non
 
 async def _unused(request: ReceivedRequest, body: object, conn: UpstreamConnection) -> None:
     raise AssertionError("the upstream that is not asked")
+
+
+async def test_a_key_of_the_gateways_own_is_nowhere_but_on_the_wire(
+    canaries: Canaries, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Through a failover, a refusal, a shadow, a reload and every answer of the control socket."""
+    caplog.set_level(logging.DEBUG)
+    place, home = tmp_path / "keys", tmp_path / "home"
+    place.mkdir()
+    for name in ("central", "second", "fiedler"):
+        (place / name).write_text(canaries.new(name))
+    got: list[bytes] = []
+
+    async def busy(connection: UpstreamConnection) -> None:
+        got.append((await connection.request()).raw_head)
+        await connection.send_response(429, [("Retry-After", "1")], b"busy")
+
+    async def good(connection: UpstreamConnection) -> None:
+        request = await connection.request()
+        got.append(request.raw_head)
+        await request.body()
+        await connection.send_response(200, [("Content-Type", "application/json")], b"{}")
+
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(ScriptedUpstream(busy, ignore_errors=True))
+        two = await stack.enter_async_context(ScriptedUpstream(serve_each(good), ignore_errors=True))
+        config = tmp_path / "gateway.toml"
+        config.write_text(
+            f"""
+slot = "s"
+data_dir = "{home}"
+upstream = "{one.url}"
+[links.access_log]
+path = "{home}/access.log"
+[shadow]
+slot = "t"
+share = 1.0
+[providers.one]
+url = "{one.url}"
+keys = ["file:keys/central"]
+[providers.two]
+url = "{two.url}"
+place = "x-api-key"
+keys = ["file:keys/second"]
+[providers.far]
+like = "fiedler"
+url = "{two.url}"
+keys = ["file:keys/fiedler"]
+[[slots.s]]
+upstreams = ["one", "two"]
+[[slots.t]]
+upstreams = ["far"]
+"""
+        )
+        at = await stack.enter_async_context(controlled({"config": str(config)}))
+        async with RawClient(at.host, at.port) as client:
+            for _ in range(3):
+                await client.post("/v1/messages", [("x-api-key", canaries.new("callers"))], BODY)
+                answer = await client.read_response()
+                assert answer.status == 200
+                assert canaries.found_in(answer.raw_head + answer.body) == []
+        assert at.control.shadow is not None
+        await at.control.shadow.idle()
+        for method, path in (("GET", "/status"), ("GET", "/slots"), ("POST", "/reload")):
+            (said,) = await ask(instances(at.control.directory), method, path, {})
+            assert said.error == ""
+            assert canaries.found_in(repr(said).encode()) == []
+        told = explained(at.router, {"slot": "s"})
+        assert canaries.found_in(repr((told, at.router, at.router.lives)).encode()) == []
+    assert {where for raw in got for where in canaries.found_in(raw)} >= {"central", "second", "fiedler"}
+    kept = {path: data for path, data in files(tmp_path).items() if place not in path.parents}
+    assert any(b"claude-sonnet" in data for data in kept.values())
+    assert {path: found for path, data in kept.items() if (found := canaries.found_in(data))} == {}
+    assert canaries.found_in((caplog.text + "".join(capfd.readouterr())).encode()) == []
+
+
+def serve_each(script: Script) -> Script:
+    """``script`` for each request of a connection."""
+
+    async def forever(connection: UpstreamConnection) -> None:
+        while True:
+            await script(connection)
+
+    return forever

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
-from fiedler_proxy.operating import control_of
 from fiedler_proxy.testing import RawClient, ScriptedUpstream, respond
 from kgb_gateway.__main__ import main
-from kgb_gateway.app import create_app, load
+from tests.controlled import controlled
 from tests.recorded import JSON, Recorded
 
 ASKED = {"model": "claude-x", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
@@ -35,25 +33,13 @@ async def test_copies_are_compared_and_are_no_part_of_the_session(tmp_path: Path
             f'upstream = "{one.url}"\ndata_dir = "{tmp_path}"\n[shadow]\nslot = "s"\nshare = 1.0\n'
             f'[providers.p]\nurl = "{two.url}"\n[[slots.s]]\nupstreams = ["p"]\nname = "p"\n'
         )
-        settings = load({"config": str(config)})
-        app = create_app(settings)
-        runner = web.AppRunner(app, handle_signals=False)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        control = control_of(app, settings)
-        await control.start(runner)
-        try:
-            async with RawClient(host, port) as client:
+        async with controlled({"config": str(config)}) as at:
+            async with RawClient(at.host, at.port) as client:
                 headers = [JSON, ("anthropic-version", "2023-06-01"), ("x-claude-code-session-id", "the-session")]
                 await client.post("/v1/messages", headers, json.dumps(ASKED).encode())
                 assert b"brown" in (await client.read_response()).body
-            assert control.shadow is not None
-            await control.shadow.idle()
-        finally:
-            await control.stop()
-            await runner.cleanup()
+            assert at.control.shadow is not None
+            await at.control.shadow.idle()
     record = Recorded(tmp_path)
     told = await asyncio.to_thread(compared, tmp_path)
     (pair,) = told["pairs"]

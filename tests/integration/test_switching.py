@@ -12,11 +12,9 @@ from aiohttp import web
 
 from fiedler_proxy.control import Control
 from fiedler_proxy.exchange import Exchange, Observer, Outcome
-from fiedler_proxy.operating import control_of
 from fiedler_proxy.router import ROUTER
 from fiedler_proxy.testing import RawClient, ScriptedUpstream, UpstreamConnection, respond
-from kgb_gateway.app import create_app, load
-from kgb_gateway.compose import compose_chain
+from tests.controlled import controlled
 
 SLOTS = ("one", "two")
 CHUNKS = 5
@@ -84,19 +82,10 @@ async def place(tmp_path: Path, one: ScriptedUpstream, two: ScriptedUpstream, mo
         config = tmp_path / "gateway.toml"
         config.write_text(text)
         flags = {"config": str(config), "data_dir": str(tmp_path / "data")}
-        settings = load(flags)
-        app = create_app(settings)
-        runner = web.AppRunner(app, handle_signals=False)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        control = control_of(app, settings, lambda: load(flags), compose_chain)
-        await control.start(runner)
-        stack.push_async_callback(control.stop)
+        at = await stack.enter_async_context(controlled(flags))
         seen = Seen()
-        app[ROUTER].watchers += (seen.watch,)
-        yield Place(app, control, host, port, config, text, seen)
+        at.router.watchers += (seen.watch,)
+        yield Place(at.app, at.control, at.host, at.port, config, text, seen)
 
 
 @attrs.define
