@@ -15,11 +15,14 @@ from fiedler_proxy.breaker import FAILURES, OPEN_SECONDS, Breaker, State
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.explain import explained
+from fiedler_proxy.inner import Reply
 from fiedler_proxy.key_source import COOL_SECONDS, Key, KeyRing
 from fiedler_proxy.model_name import AmbiguousModel, model_in, model_in_path, with_model
+from fiedler_proxy.preflight import differences
 from fiedler_proxy.provider import PROVIDERS, header_for, native, without_parameter
 from fiedler_proxy.route import Asked, Decision, Pick, Route, Slot, cut
 from fiedler_proxy.router import BLUE, Router, sticky_of
+from fiedler_proxy.shadow import Budget
 from fiedler_proxy.slot_choice import Choice
 from fiedler_proxy.targets import Live, attempts_of, in_order
 from fiedler_proxy.way import Way
@@ -297,6 +300,11 @@ def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
     assert key.read(104.0) == "second, longer"  # it is being replaced
 
 
+def test_a_credential_of_systemds_is_read(tmp_path: Path) -> None:
+    (tmp_path / "openai").write_text("from-systemd\n")
+    assert Key("credential:openai", {"CREDENTIALS_DIRECTORY": str(tmp_path)}, Path()).read(1.0) == "from-systemd"
+
+
 @pytest.mark.parametrize(
     ("source", "environ", "why"),
     [
@@ -415,3 +423,41 @@ def test_what_is_wrong_is_said_with_its_place(flags: dict[str, object], why: str
     with pytest.raises(SettingsError) as raised:
         load(flags)
     assert any(why in fault for fault in raised.value.faults), raised.value.faults
+
+
+# What a preflight compares, and what a shadow may spend.
+
+
+def reply(status: int = 200, kind: str = "application/json", size: int = 2, pieces: int = 1) -> Reply:
+    return Reply(status, ((b"Content-Type", kind.encode()),), b"{}", size, pieces, 0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("mine", "active", "found"),
+    [
+        (reply(), reply(), []),
+        (reply(kind="application/json; charset=utf-8"), reply(), []),
+        (reply(429), reply(), ["status 429, the active slot's is 200"]),
+        (reply(kind="text/html"), reply(), ["content-type is text/html, the active slot's is application/json"]),
+        (reply(size=0), reply(), ["the body is empty"]),
+        (
+            reply(kind="text/event-stream", pieces=1),
+            reply(kind="text/event-stream", pieces=7),
+            ["the stream came at once, in one piece; the active slot's in 7"],
+        ),
+        (reply(kind="text/event-stream", pieces=2), reply(kind="text/event-stream", pieces=7), []),
+    ],
+)
+def test_what_a_client_would_see_is_compared(mine: Reply, active: Reply, found: list[str]) -> None:
+    assert differences(mine, active) == found
+
+
+def test_a_budget_is_of_an_hour() -> None:
+    budget = Budget(requests=2, tokens=100)
+    assert [budget.take(now) for now in (0.0, 10.0, 20.0)] == [True, True, False]
+    budget.used(70)
+    assert budget.left(30.0) == (0, 30)
+    assert budget.take(3601.0)
+    budget.used(30)
+    assert not budget.take(3602.0)
+    assert budget.left(3611.0) == (1, 70)

@@ -4,7 +4,6 @@ The same chain with Fiedler's routes at its end against without, in one run: a s
 own, and session affinity; and the same with a canary that is watched. It owns this comparison; the load is the bench's.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -14,7 +13,8 @@ from pathlib import Path
 
 from tests.bench import servers
 from tests.bench.__main__ import machine
-from tests.bench.dewey.figures import Bound, Figure, table
+from tests.bench.comparison import arguments_of, conclude
+from tests.bench.dewey.figures import Bound, Figure
 from tests.bench.figures import SCENARIOS
 from tests.bench.runner import Bench, Options
 from tests.bench.servers import Command, Place, gateway
@@ -98,12 +98,7 @@ def figures(options: Options) -> list[Figure]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.routes", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round: says that it works, not how fast")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds, interleaved (5; 1 when quick)")
-    parser.add_argument("--check", action="store_true", help="exit status 1 when a bound is missed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
-    arguments = parser.parse_args()
+    arguments = arguments_of("tests.bench.routes", __doc__, rounds=5)
     about = machine()
     with tempfile.TemporaryDirectory(prefix="bench-routes-") as directory:
         options = Options(
@@ -117,19 +112,7 @@ def main() -> int:
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
         found = figures(options)
-    print("\n".join(f"{name}: {value}" for name, value in about.items()))
-    print(table(found))
-    if arguments.json:
-        told = {
-            each.name: {"unit": each.unit, "measured": each.value, "wanted": str(each.bound or "")} for each in found
-        }
-        arguments.json.write_text(json.dumps({"machine": about, "figures": told}, indent=1) + "\n", encoding="utf-8")
-    missed = [each for each in found if each.bound is not None and not each.bound.met(each.value)]
-    if arguments.check and not arguments.quick:
-        for each in missed:
-            print(f"MISSED {each.name}: {each.value:.3g} {each.unit}, wanted {each.bound}")
-        return 1 if missed else 0
-    return 0
+    return conclude(found, about, arguments)
 
 
 if __name__ == "__main__":

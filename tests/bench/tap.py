@@ -4,7 +4,6 @@ The gateway with the tap against the same without, in one run. A figure counts o
 no gap, and as many body bytes journalled as relayed. It owns this comparison; the load is the bench's.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -24,7 +23,8 @@ from kgb_gateway.journal import gap_of
 from kgb_gateway.record import Kind
 from tests.bench import servers
 from tests.bench.__main__ import machine
-from tests.bench.dewey.figures import NONE_AT_ALL, Bound, Figure, table
+from tests.bench.comparison import arguments_of, conclude
+from tests.bench.dewey.figures import NONE_AT_ALL, Bound, Figure
 from tests.bench.dewey.sessions import record, unseen
 from tests.bench.figures import SCENARIOS, Row, Scenario
 from tests.bench.runner import Bench, Options
@@ -210,12 +210,7 @@ def paced(options: Options) -> Iterator[Figure]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.tap", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round: says that it works, not how fast")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds, interleaved (3; 1 when quick)")
-    parser.add_argument("--check", action="store_true", help="exit status 1 when a bound is missed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
-    arguments = parser.parse_args()
+    arguments = arguments_of("tests.bench.tap", __doc__, rounds=3)
     about = machine()
     with tempfile.TemporaryDirectory(
         prefix="bench-tap-", dir=Path.cwd()
@@ -234,18 +229,7 @@ def main() -> int:
             *throughput(attrs.evolve(options, directory=Path(directory) / "throughput")),
             *paced(attrs.evolve(options, directory=Path(directory) / "paced")),
         ]
-    print("\n".join(f"{name}: {value}" for name, value in about.items()))
-    print(table(figures))
-    if arguments.json:
-        told = {
-            each.name: {"unit": each.unit, "measured": each.value, "wanted": str(each.bound or "")} for each in figures
-        }
-        arguments.json.write_text(json.dumps({"machine": about, "figures": told}, indent=1) + "\n", encoding="utf-8")
-    missed = [each for each in figures if each.bound is not None and not each.bound.met(each.value)]
-    judged = [each for each in missed if each.bound is NONE_AT_ALL or not arguments.quick] if arguments.check else []
-    for each in judged:
-        print(f"MISSED {each.name}: {each.value:.3g} {each.unit}, wanted {each.bound}")
-    return 1 if judged else 0
+    return conclude(figures, about, arguments)
 
 
 if __name__ == "__main__":

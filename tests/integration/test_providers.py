@@ -306,6 +306,13 @@ async def test_vertex_sends_a_token_of_googles_and_fetches_it_once(
             assert [answer.status for answer in answers] == [200] * 5
 
 
+async def test_a_callers_own_token_passes_to_vertex(tmp_path: Path) -> None:
+    target = NATIVE["vertex"]
+    async with ScriptedUpstream(accepting(Place.BEARER, CALLERS, target)) as upstream:
+        async with site("vertex", upstream, tmp_path, {"names": {"location": "europe-west1"}}) as at:
+            assert (await at.post(target, [("Authorization", f"Bearer {CALLERS}")])).status == 200
+
+
 # What is missing is said at the start.
 
 
