@@ -5,14 +5,11 @@ done by the router, the gateway and whoever reloads.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import signal
-import socket
-import stat
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from fiedler_proxy.preflight import Probe, preflight
 from fiedler_proxy.router import ROUTER, Router
 from fiedler_proxy.shadow import Shadow
 from fiedler_proxy.slot_choice import Choice
+from fiedler_proxy.sockets import private_socket
 from fiedler_proxy.status import found, slots_of, status_of
 from fiedler_proxy.watch import CanaryWatch
 
@@ -37,9 +35,6 @@ SERVICE_DIR = Path("/run/kgb")
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether another instance has chosen a slot."""
-
-PATH_MOST = 100
-"""Bytes of the path of a socket, which the system bounds (unix(7): 108)."""
 
 _log = logging.getLogger("kgb.control")
 
@@ -105,7 +100,7 @@ class Control:
     async def start(self, runner: web.AppRunner) -> None:
         """Open the socket, and the inner door beside it. Where that cannot be, a warning says why: requests pass without."""
         try:
-            await self.door.open(runner)
+            await self.door.open(runner, self.directory / f"{self.instance}.{os.getpid()}.inner")
             self.app[GATEWAY].inner = self.door.token
             await self._listen()
         except OSError as error:
@@ -131,7 +126,7 @@ class Control:
         await runner.setup()
         self._runner = runner
         path = self.directory / f"{self.instance}.{os.getpid()}{SUFFIX}"
-        await web.SockSite(runner, _private_socket(path)).start()
+        await web.SockSite(runner, private_socket(path)).start()
         self._path = path
 
     async def stop(self) -> None:
@@ -252,52 +247,6 @@ def end(app: web.Application, exchange: Exchange) -> None:
     request = app[GATEWAY].live.get(exchange)
     if request is not None and not exchange.abort(Outcome.GATEWAY_STOPPED):
         request.task.cancel()
-
-
-def _private_socket(path: Path) -> socket.socket:
-    """A listener at ``path`` that only its owner can open, whatever the directory allows. OSError when there can be none."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for other in path.parent.glob(f"*{SUFFIX}"):
-        _forget_if_dead(other)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    before = os.umask(0o177)
-    try:
-        with short_name(path) as short:
-            listener.bind(short)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-    return listener
-
-
-@contextlib.contextmanager
-def short_name(path: Path) -> Iterator[str]:
-    """A name of ``path`` that fits into an address."""
-    if len(os.fsencode(path)) <= PATH_MOST:
-        yield str(path)
-        return
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{path.name}"
-    finally:
-        os.close(fd)
-
-
-def _forget_if_dead(path: Path) -> None:
-    """Take away the socket of a process that was killed."""
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe,
-        short_name(path) as short,
-    ):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return
-        try:
-            probe.connect(short)
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
 
 
 @web.middleware

@@ -4,11 +4,9 @@ Owns a Unix socket in a directory of its owner alone, and a token made anew with
 trusted: it names its slot and the caller it stands for, and no key is asked of it. Everything else about it is as with any other.
 """
 
+import contextlib
 import json
 import secrets
-import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from yarl import URL
 
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.headers import HOP_BY_HOP, RawHeaders
+from fiedler_proxy.sockets import private_socket, short_name
 
 HEADER = b"x-kgb-inner"
 
@@ -72,18 +71,16 @@ class InnerDoor:
     """Open from ``open`` to ``close``. ``token`` is what ``adopt`` must be given."""
 
     token: bytes = attrs.field(factory=lambda: secrets.token_hex(16).encode(), repr=False)
-    _place: Path | None = None
+    _opened: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     _session: aiohttp.ClientSession | None = None
 
-    async def open(self, runner: web.AppRunner) -> None:
-        """Listen. OSError when there is nowhere to."""
-        self._place = Path(tempfile.mkdtemp(prefix="kgb-"))  # short, as the path of a socket must be, and 0700
-        path = str(self._place / "inner")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(path)
-        await web.SockSite(runner, listener).start()
+    async def open(self, runner: web.AppRunner, path: Path) -> None:
+        """Listen at ``path``. OSError when that cannot be."""
+        await web.SockSite(runner, private_socket(path)).start()
+        self._opened.callback(path.unlink, missing_ok=True)
+        short = self._opened.enter_context(short_name(path))
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path, limit=0, force_close=True),
+            connector=aiohttp.UnixConnector(short, limit=0, force_close=True),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=SECONDS),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -94,8 +91,7 @@ class InnerDoor:
         """Stop; the listener goes with its runner."""
         if self._session is not None:
             await self._session.close()
-        if self._place is not None:
-            shutil.rmtree(self._place, ignore_errors=True)
+        self._opened.close()
 
     async def ask(
         self,
@@ -108,8 +104,10 @@ class InnerDoor:
         caller: str = "",
         facts: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send one request through the chain, bound to ``slot``. aiohttp.ClientError or TimeoutError when no answer comes."""
-        assert self._session is not None
+        """Send one request through the chain, bound to ``slot``. aiohttp.ClientError, OSError or TimeoutError when no answer
+        comes."""
+        if self._session is None:
+            raise ConnectionError("the inner door is not open")
         told = json.dumps({_SLOT: slot, _CALLER: caller, _FACTS: dict(facts or {})})
         sent: CIMultiDict[str] = CIMultiDict({"Host": "localhost", HEADER.decode(): f"{self.token.decode()} {told}"})
         for name, value in headers:

@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 import attrs
 
-from fiedler_proxy.control import SUFFIX, short_name
+from fiedler_proxy.control import SUFFIX
+from fiedler_proxy.sockets import short_name
 
 SECONDS = 960.0
 """Longest wait for an answer: a preflight asks providers."""
