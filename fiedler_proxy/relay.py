@@ -55,9 +55,9 @@ class Relay:
         in here, since a coroutine around this one would cost every request as much as all of its routing."""
         upstream = exchange.upstream
         assert upstream is not None
-        if exchange.head_sent:
-            raise ResponseCut(Outcome.GATEWAY_FAULT, "second_response")  # a link asked again after an answer
         try:
+            if exchange.head_sent:
+                raise ResponseCut(Outcome.GATEWAY_FAULT, "second_response")  # a link asked again after an answer
             head = self._head(exchange, upstream)
             if exchange.holds and exchange.held_body is None:
                 await take_in(request, exchange, head)

@@ -17,6 +17,7 @@ from fiedler_proxy.breaker import FAILURES
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.lifecycle import GATEWAY
 from fiedler_proxy.router import ROUTER, Router
+from fiedler_proxy.server import Handler
 from fiedler_proxy.slot_choice import Choice
 from fiedler_proxy.testing import (
     Abort,
@@ -410,6 +411,23 @@ async def test_an_answer_that_breaks_off_counts_against_the_upstream(tmp_path: P
                 await client.read_until_close()
         assert (await at.post()).body == b"second"
         assert at.asked == [FAILURES, 1]
+
+
+@web.middleware
+async def again(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A link that asks once more when an answer has been given."""
+    await handler(request)
+    return await handler(request)
+
+
+async def test_a_link_that_asks_again_leaves_nothing_running() -> None:
+    async with site(says("first"), says("second"), chain=("request_id", f"{__name__}:again", "fiedler")) as at:
+        async with RawClient(at.address.host, at.address.port) as client:
+            await client.post("/v1/messages", [], BODY)
+            assert (await client.read_response()).body == b"first"
+            await client.read_until_close()
+        assert at.asked == [1, 0]
+        assert {live.running for live in at.router.lives.values()} == {0}
 
 
 async def test_a_breaker_leaves_an_upstream_alone_that_keeps_failing() -> None:
