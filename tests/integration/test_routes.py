@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from aiohttp import web
 
+from fiedler_proxy.attempts import Attempts
 from fiedler_proxy.breaker import FAILURES
 from fiedler_proxy.exchange import Exchange
 from fiedler_proxy.lifecycle import GATEWAY
@@ -34,7 +35,7 @@ from fiedler_proxy.testing import (
 )
 from fiedler_proxy.testing.connection import Headers
 from fiedler_proxy.testing.upstream import Script
-from kgb_gateway.app import create_app
+from kgb_gateway.app import create_app, load
 from kgb_gateway.keys_edit import create_key
 
 Routes = Sequence[Mapping[str, object]]
@@ -411,6 +412,59 @@ async def test_an_answer_that_breaks_off_counts_against_the_upstream(tmp_path: P
                 await client.read_until_close()
         assert (await at.post()).body == b"second"
         assert at.asked == [FAILURES, 1]
+
+
+LONG = json.dumps({"model": "fast", "x": "y" * 5000}).encode()
+
+
+async def test_a_body_above_the_cap_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Attempts, "cap", 1000)
+    begun = asyncio.Event()
+
+    async def later(connection: UpstreamConnection) -> None:
+        request = await connection.request()
+        begun.set()
+        await request.body()
+        await connection.send_response(503, [], b"later")
+
+    async with site(later, says("second")) as at:
+        async with RawClient(at.address.host, at.address.port) as client:
+            await client.request("POST", "/v1/messages", [("Content-Length", str(len(LONG)))])
+            await begun.wait()
+            for start in range(0, len(LONG), 700):
+                await client.send(LONG[start : start + 700])
+            assert (await client.read_response()).body == b"later"
+        assert at.asked == [1, 0]
+
+
+async def test_above_the_cap_a_model_is_found_but_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fiedler_proxy.body_peek.SCAN_CAP", 1000)
+    routes: Routes = [
+        {"upstreams": ["p0"], "headers": {"x-alias": "*?"}, "aliases": {"fast": "slow"}},
+        {"upstreams": ["p1"], "models": ["fast"]},
+    ]
+    async with site(says("0"), says("1"), routes=routes) as at:
+        for headers, status in (([], 200), ([("x-alias", "yes")], 413)):
+            async with RawClient(at.address.host, at.address.port) as client:
+                await client.request("POST", "/v1/messages", [*headers, ("Content-Length", str(len(LONG)))])
+                for start in range(0, len(LONG), 700):
+                    await client.send(LONG[start : start + 700])
+                answer = await client.read_response()
+                assert answer.status == status, answer.body
+        assert await at.upstreams[1].requests[0].body() == LONG
+        assert b"name the model as the provider does" in answer.body
+        assert at.asked == [0, 1]
+
+
+async def test_the_environment_wins_over_the_chosen_slot_when_it_has_changed(tmp_path: Path) -> None:
+    def router(url: str) -> Router:
+        return create_app(load({"data_dir": str(tmp_path)}, {"KGB_TARGET_URL": url}))[ROUTER]
+
+    await router("http://one.example").change(lambda choice: choice.using("green", "test"))
+    assert router("http://one.example").choice.active == "green"
+    changed = router("http://two.example")
+    assert (changed.choice.active, changed.choice.log[-1].by) == ("blue", "environment")
+    assert changed.tables.base.url == "http://two.example"
 
 
 @web.middleware
