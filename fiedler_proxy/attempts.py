@@ -63,16 +63,22 @@ class Attempts:
         self.way = way
         self.lives = lives
 
-    def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse]:
-        """``relay.Plan``. Where nothing but a header has to be done before the first attempt, there is no coroutine for it."""
+    def ready(self, exchange: Exchange) -> bool:
+        """``relay.Plan``: nothing but a header has to be done before the first attempt."""
         self._target, self._headers = exchange.target, exchange.request_headers
         if self.way.signs or self.way.many_keys or self.lives[0].signer is not None:
-            return self._ask(relay, request, exchange, 0)
+            return False
         try:
             self._start(exchange, self.lives[0], last=len(self.lives) == 1)
         except LookupError:
-            return self._ask(relay, request, exchange, 0)
-        return relay.once(request, exchange, self, self)
+            return False
+        return True
+
+    def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse]:
+        """``relay.Plan``."""
+        if self.ready(exchange):
+            return relay.once(request, exchange, self, self)
+        return self._ask(relay, request, exchange, 0)
 
     async def _ask(self, relay: Relay, request: web.Request, exchange: Exchange, done: int) -> web.StreamResponse:
         """Ask one after the other, all but the first ``done``."""

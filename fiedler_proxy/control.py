@@ -19,7 +19,7 @@ from aiohttp import web
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.exchange import Exchange, Outcome
 from fiedler_proxy.inner import InnerDoor
-from fiedler_proxy.lifecycle import GATEWAY
+from fiedler_proxy.lifecycle import GATEWAY, end_exchange
 from fiedler_proxy.preflight import Probe, preflight
 from fiedler_proxy.router import ROUTER, Router
 from fiedler_proxy.shadow import Shadow
@@ -245,8 +245,8 @@ class Control:
 def end(app: web.Application, exchange: Exchange) -> None:
     """End a live exchange: its caller's stream is cut, never completed."""
     request = app[GATEWAY].live.get(exchange)
-    if request is not None and not exchange.abort(Outcome.GATEWAY_STOPPED):
-        request.task.cancel()
+    if request is not None:
+        end_exchange(exchange, request, Outcome.GATEWAY_STOPPED)
 
 
 @web.middleware

@@ -8,6 +8,8 @@ paces the upstream, and a response that broke never looks whole.
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Protocol
 
 import attrs
@@ -29,6 +31,7 @@ from fiedler_proxy.server import (
 )
 from fiedler_proxy.sockets import reset_after_delivery
 from fiedler_proxy.tunnel import Tunnel
+from fiedler_proxy.turn import LARGE
 from fiedler_proxy.upload import Upload
 from fiedler_proxy.wire import ResponseHead, Sink, UpstreamConnection, WireError
 
@@ -63,11 +66,16 @@ class Judge(Protocol):
         """Who hears of the answer from here on; None leaves it to the flow, and the caller."""
 
 
+Over = Callable[["Flow", Exception | None], None]
+"""Hears that a flow has come to its end, once: whole, or with what ended it."""
+
+
 class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
-    __slots__ = ("_broken", "_caller", "_chunked", "_connection", "_done", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head", "_judge",
-                 "_out", "_request", "_response", "_stopped", "_tunnel", "_untold", "_upload", "_written")  # fmt: skip
+    __slots__ = ("_broken", "_caller", "_chunked", "_connection", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head", "_judge",
+                 "_large", "_out", "_over", "_queued", "_request", "_response", "_stopped", "_tunnel", "_untold", "_upload", "_whole",
+                 "_written", "turn")  # fmt: skip
 
     def __init__(
         self,
@@ -83,7 +91,7 @@ class Flow:
         self._connection = connection
         self._head = head
         self._caller = caller_connection(request)
-        self._done: asyncio.Future[None] = connection.loop.create_future()
+        self._over: Over | None = None
         self._out: list[bytes] = []
         self._response: RelayResponse | None = None
         self._untold = False
@@ -97,41 +105,69 @@ class Flow:
         self._tunnel: Tunnel | None = None
         self._judge: Judge | None = None
         self._farewell = False
+        self._queued = False
+        self._large = False
+        self._whole = b""
+        self.turn = self._caller.turn
 
     @property
     def exchange(self) -> Exchange:
         """Whose bytes these are."""
         return self._exchange
 
-    # The request's coroutine.
+    @property
+    def request(self) -> web.Request:
+        """The request that it answers."""
+        return self._request
 
-    async def run(self, judge: "Judge | None" = None) -> web.StreamResponse:
-        """Send the request, wait for the end of the response. ExchangeError before its head, ResponseCut after. ``judge`` is asked
-        who takes the answer."""
-        self._judge = judge
-        self._exchange.on_abort(self.abort)
+    @property
+    def finished(self) -> RelayResponse | None:
+        """The response, where all of it is written and the caller keeps up; else it has to be waited for."""
+        return None if self._caller.writing_paused else self._response
+
+    # The way of an exchange: begun, over, settled, stopped.
+
+    def start(self, judge: "Judge | None", over: Over) -> None:
+        """Send the request, or begin to; ``over`` hears the end. ``judge`` is asked who takes the answer."""
+        self._judge, self._over = judge, over
+        exchange, upstream = self._exchange, self._exchange.upstream
+        exchange.on_abort(self.abort)
         self._caller.resumed = self._connection.resume
         self._send_request()
-        upstream = self._exchange.upstream
         assert upstream is not None
         self._gateway.clock.watch(self, upstream.timeouts.shortest)
+
+    def start_alone(self, judge: "Judge | None", over: Over) -> None:
+        """``start``, where no task waits for the end: the caller's leaving is the connection's to tell."""
+        self.start(judge, over)
+        self._caller.lost = self._lost
+
+    async def run(self, judge: "Judge | None" = None) -> web.StreamResponse:
+        """``start``, and wait for the end of the response. ExchangeError before its head, ResponseCut after."""
+        done = self._connection.loop.create_future()
+        self.start(judge, partial(_tell, done))
         try:
-            await self._done
-            if self._caller.writing_paused:
-                await drain(self._caller)
-        except ResponseCut as cut:
-            self._exchange.ending, self._exchange.error_code = cut.outcome, cut.code  # whatever a link makes of it
-            until_close = self._tunnel is not None or (self._framing is not None and self._framing.until_close)
-            if until_close and self._caller.transport is not None:
-                await reset_after_delivery(self._caller.transport)
-            raise
+            error = await done
         except asyncio.CancelledError:
             if self._tunnel is not None and self._caller.left_by is None and not self._gateway.stopping:
                 self._farewell = True
                 raise ResponseCut(Outcome.COMPLETED, "") from None
             raise
-        assert self._response is not None
-        return self._response
+        return await self.settle(error)
+
+    async def settle(self, error: Exception | None) -> web.StreamResponse:
+        """What the exchange comes to when it is over: the response, as soon as the caller has taken it, or ``error``."""
+        if error is None:
+            if self._caller.writing_paused:
+                await drain(self._caller)
+            assert self._response is not None
+            return self._response
+        if isinstance(error, ResponseCut):
+            self._exchange.ending, self._exchange.error_code = error.outcome, error.code  # whatever a link makes of it
+            until_close = self._tunnel is not None or (self._framing is not None and self._framing.until_close)
+            if until_close and self._caller.transport is not None:
+                await reset_after_delivery(self._caller.transport)
+        raise error
 
     def stop(self) -> None:
         """Let go of everything: after this nothing of the exchange moves."""
@@ -139,7 +175,7 @@ class Flow:
         self._gateway.clock.forget(self)
         if self._upload is not None:
             self._upload.stop()
-        self._caller.resumed = None
+        self._caller.resumed = self._caller.lost = None
         self._exchange.on_abort(None)
         if self._tunnel is not None:
             self._tunnel.stop()
@@ -156,27 +192,26 @@ class Flow:
 
     def fail(self, error: Exception) -> None:
         """End the exchange with ``error``; whatever arrived was or will be delivered."""
-        if self._done.done():
+        over, self._over = self._over, None
+        if over is None:
             return
         if self._exchange.head_sent and isinstance(error, ExchangeError):
             outcome = Outcome.TIMED_OUT if error.status in (504, 408) else Outcome.UPSTREAM_BROKE
             if error.fault is Fault.CALLER and error.status != 408:
                 outcome = Outcome.REFUSED
             error = ResponseCut(outcome, error.code)
-        self._done.set_exception(error)
+        over(self, error)
 
     async def play(self, answer: "Answer") -> web.StreamResponse:
         """Give the caller an answer that was put aside, as if it came now."""
+        done = self._connection.loop.create_future()
+        self._over = partial(_tell, done)
         self.on_head(answer.head)
         for data in answer.body:
             self.on_body(data)
         self.on_end()
         self.on_turn()
-        await self._done
-        if self._caller.writing_paused:
-            await drain(self._caller)
-        assert self._response is not None
-        return self._response
+        return await self.settle(await done)
 
     def turned_away(self, answer: "Answer") -> None:
         """The upstream's ``answer``, which is whole, is put aside: another one is asked. Its connection is free."""
@@ -210,8 +245,14 @@ class Flow:
             if whole and not told:
                 exchange.tell_request_bytes(whole)
             body = (chunk(whole) if whole else b"") + LAST_CHUNK if head.chunked else whole
-        connection.write(head.raw + body)
-        connection.finish_request()
+        self._whole = head.raw + body
+        self.turn.write(self._write_request)
+
+    def _write_request(self) -> None:
+        """The request, which is whole."""
+        whole, self._whole = self._whole, b""
+        self._connection.write(whole)
+        self._connection.finish_request()
 
     def _at_hand(self, kept: Kept | None, head: heads.RequestHead) -> bytes | None:
         """The body, where all of it is here."""
@@ -278,6 +319,8 @@ class Flow:
             self._body(data)
 
     def _body(self, data: bytes) -> None:
+        if len(data) > LARGE:
+            self._large = True
         if self._untold:
             self._untold = False
             self._exchange.tell_response_start(data)
@@ -315,16 +358,27 @@ class Flow:
         self._broken = error
 
     def on_turn(self) -> None:
-        if self._stopped:
+        if self._stopped or self._queued:
             return
-        if self._out and not self._flush():
+        if self._out and not self._large:
+            self._queued = True
+            self.turn.write(self._write_out)
+        else:
+            self._large = False
+            self._write_out()
+
+    def _write_out(self) -> None:
+        """What came in this turn goes to the caller, and the exchange on to its end."""
+        self._queued = False
+        if self._stopped or (self._out and not self._flush()):
             return
         if self._broken is not None:
             self.fail(_broken(self._broken, self._exchange))
-        elif self._ended and not self._done.done():
+        elif self._ended and self._over is not None:
             if self._response is not None:
                 self._response.finished(self._written)
-            self._done.set_result(None)
+            over, self._over = self._over, None
+            over(self, None)
 
     def on_writable(self) -> None:
         if self._upload is not None:
@@ -350,6 +404,11 @@ class Flow:
             self._connection.pause()
         return True
 
+    def _lost(self) -> None:
+        """The caller's connection is gone, and no task is there to be cancelled."""
+        self._connection.abort()
+        self.fail(ConnectionResetError("the caller left"))
+
     def _left(self) -> None:
         self._connection.abort()
         self.fail(ResponseCut(Outcome.CALLER_LEFT, "caller_left"))
@@ -363,7 +422,7 @@ class Flow:
 
     def look(self, now: float) -> None:
         """clock.Watched: see whether bytes have stood still for too long."""
-        if self._tunnel is not None or self._done.done():
+        if self._tunnel is not None or self._over is None:
             return  # an open tunnel may be silent for as long as both ends like
         first_byte, idle = self._timeouts()
         connection, upload = self._connection, self._upload
@@ -384,6 +443,11 @@ class Flow:
         if limit and now >= since + limit:
             connection.abort()
             self.fail(_timeout(code, status, what, limit))
+
+
+def _tell(done: "asyncio.Future[Exception | None]", flow: Flow, error: Exception | None) -> None:
+    if not done.done():
+        done.set_result(error)
 
 
 def _timeout(code: str, status: int, what: str, limit: float) -> ExchangeError:

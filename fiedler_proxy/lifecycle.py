@@ -7,8 +7,7 @@ way; the answers of the gateway's own; and draining. It knows no route and relay
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Awaitable, Iterable
 
 import attrs
 from aiohttp import web
@@ -20,6 +19,9 @@ from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.heads import Announcements
 from fiedler_proxy.ids import new_id
 from fiedler_proxy.inner import adopt
+from fiedler_proxy.links import EXCHANGE as EXCHANGE  # noqa: PLC0414 - from here everybody takes it
+from fiedler_proxy.links import Enter, Terminal, called, chained, enters
+from fiedler_proxy.links import Link as Link  # noqa: PLC0414
 from fiedler_proxy.pool import Pool
 from fiedler_proxy.server import (
     Application,
@@ -28,6 +30,7 @@ from fiedler_proxy.server import (
     OwnResponse,
     RelayResponse,
     answer_in_our_version,
+    caller_connection,
     next_request_is_lost,
     observe_writes,
     raw_message,
@@ -35,27 +38,6 @@ from fiedler_proxy.server import (
 from fiedler_proxy.sockets import caller_has_left
 from fiedler_proxy.target import path_of
 from fiedler_proxy.upstream import Upstream
-
-Link = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
-"""An aiohttp middleware: what a chain is made of."""
-
-Enter = Callable[[web.Request, Exchange], Awaitable[web.StreamResponse] | None]
-
-
-@runtime_checkable
-class Entering(Protocol):
-    """A link that acts before the next one and never after it, and says so by having ``enter``.
-
-    The chain then calls that instead of the link, and saves a coroutine for every request. As a middleware the link
-    is ``return await (self.enter(request, request[EXCHANGE]) or handler(request))``.
-    """
-
-    def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
-        """Act on ``exchange``; the answer where this link gives it itself, else None. Raises like any link."""
-
-
-EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)
-"""``request[EXCHANGE]``: the exchange of a request."""
 
 ABORT_GRACE = 1.0
 """Seconds that cut exchanges have to close their connections and records at the end of a drain."""
@@ -126,20 +108,31 @@ class Gateway:
     async def stop(self) -> int:
         """End every live exchange as gateway_stopped; returns how many there were."""
         self.draining = self.stopping = True
-        cut = tuple(self.live.items())
-        for exchange, request in cut:
-            if not exchange.abort(Outcome.GATEWAY_STOPPED):
-                request.task.cancel()  # not with an upstream (yet): a link or the pool holds it
+        cut = dict(self.live)
+        waiting = [pair for pair in cut.items() if not end_exchange(*pair, Outcome.GATEWAY_STOPPED)]
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ABORT_GRACE
         while self.live and loop.time() < deadline:
             await asyncio.sleep(0.01)
+            waiting = [pair for pair in waiting if not end_exchange(*pair, Outcome.GATEWAY_STOPPED)]
         return len(cut)
 
     def close(self) -> None:
         """Drop the idle upstream connections."""
         for pool in self.pools:
             pool.close()
+
+
+def end_exchange(exchange: Exchange, request: web.Request, outcome: Outcome) -> bool:
+    """End a live exchange from outside. False where its task has not begun yet, and so cannot be told."""
+    if exchange.outcome is not None or exchange.abort(outcome):
+        return True
+    # Not with an upstream (yet): a link or the pool holds it.
+    task: asyncio.Task[None] | None = request.task
+    if task is None:
+        return False
+    task.cancel()
+    return True
 
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway", Gateway)
@@ -173,41 +166,6 @@ def create_application(
     return app
 
 
-def _chained(links: tuple[Link, ...], handler: Handler) -> Handler:
-    """One handler of ``links`` and what stands behind them; neighbours that are Entering cost no coroutine each."""
-    entering: list[Enter] = []
-    for link in reversed(links):
-        if isinstance(link, Entering) and _means_it(link):
-            entering.insert(0, link.enter)
-            continue
-        if entering:
-            handler, entering = _entered(tuple(entering), handler), []
-        handler = _bound(link, handler)
-    return _entered(tuple(entering), handler) if entering else handler
-
-
-def _means_it(link: Entering) -> bool:
-    """Whether ``enter`` is all that ``link`` does: not where a subclass has a ``__call__`` of its own."""
-    own: Mapping[str, object] = next((vars(kind) for kind in type(link).__mro__ if "__call__" in vars(kind)), {})
-    return "enter" in own
-
-
-def _bound(link: Link, handler: Handler) -> Handler:
-    return lambda request: link(request, handler)
-
-
-def _entered(entering: tuple[Enter, ...], handler: Handler) -> Handler:
-    def call(request: web.Request) -> Awaitable[web.StreamResponse]:
-        exchange = request[EXCHANGE]
-        for enter in entering:
-            answer = enter(request, exchange)
-            if answer is not None:
-                return answer
-        return handler(request)
-
-    return call
-
-
 async def _stop(app: web.Application) -> None:
     """The server is going down: what was not drained before ends now, instead of holding it up."""
     gateway = app[GATEWAY]
@@ -238,7 +196,7 @@ async def own_head(request: web.Request, response: web.StreamResponse) -> None:
 class Edge:
     """The entrance of the application: a request comes in, an exchange is opened, and closed exactly once."""
 
-    __slots__ = ("_gateway", "_terminal", "chain", "links", "may_transform")
+    __slots__ = ("_entering", "_gateway", "_rest", "_terminal", "chain", "links", "may_transform")
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -246,20 +204,64 @@ class Edge:
         self.may_transform = False
         self._terminal: Handler = _no_chain
         self.links: tuple[Link, ...] = ()
+        self._entering: tuple[Enter, ...] = ()
+        self._rest: Terminal | None = None
 
     def pass_through(self, links: tuple[Link, ...], terminal: Handler | None = None) -> None:
         """From the next request on, ``links`` are the chain, and ``terminal`` (that of before) its end."""
         self._terminal, self.links = terminal or self._terminal, links
-        self.chain = _chained(links, self._terminal)
+        self.chain = chained(links, self._terminal)
         self.may_transform = any(getattr(link, "transforms", False) for link in links)
+        entering = tuple(enters(links))
+        self._entering, self._rest = entering, None
+        if len(entering) == len(links) and isinstance(self._terminal, Terminal):
+            self._rest = self._terminal
+            self._rest.tell(self)
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
+        exchange = self._open(request)
+        return await self._through(request, exchange, called(self.chain, request))
+
+    def begin(self, request: web.Request) -> Awaitable[web.StreamResponse] | None:
+        """``server.Begin``: where every link only acts before the next one, and the relay has a connection at hand, a request is served by
+        what its upstream's bytes call, and no task waits for them."""
+        exchange, terminal = self._open(request), self._rest
+        if terminal is None:
+            return self._through(request, exchange, called(self.chain, request))
+        try:
+            for enter in self._entering:
+                answer = enter(request, exchange)
+                if answer is not None:
+                    break
+            else:
+                answer = terminal.begin(request, exchange)
+        except Exception as error:
+            answer = _raising(error)
+        return None if answer is None else self._through(request, exchange, answer)
+
+    def _open(self, request: web.Request) -> Exchange:
         exchange = open_exchange(request, self._gateway)
         exchange.may_transform = self.may_transform
+        return exchange
+
+    def ended(self, request: web.Request, exchange: Exchange, response: RelayResponse) -> None:
+        """``Ends``."""
+        self._gateway.live.pop(exchange, None)
+        exchange.close(exchange.ending or Outcome.COMPLETED)
+        caller_connection(request).finish(request, response)
+
+    def go_on(self, request: web.Request, exchange: Exchange, answer: Awaitable[web.StreamResponse]) -> None:
+        """``Ends``."""
+        caller_connection(request).go_on(request, self._through(request, exchange, answer))
+
+    async def _through(
+        self, request: web.Request, exchange: Exchange, answer: Awaitable[web.StreamResponse]
+    ) -> web.StreamResponse:
+        """The response of ``exchange``, which ``answer`` comes to, written; and its end."""
         outcome = Outcome.GATEWAY_FAULT
         try:
             try:
-                response = await self.chain(request)
+                response = await answer
             except Exception as error:
                 response = self._answer(request, exchange, error)
             if type(response) is not RelayResponse or not exchange.head_sent:
@@ -401,6 +403,10 @@ def _gateway_fault(error: Exception) -> ExchangeError:
 def _frames(error: BaseException) -> str:
     """Where it happened, without the message: that may quote what passed."""
     return "".join(traceback.format_tb(error.__traceback__)).rstrip()
+
+
+async def _raising(error: Exception) -> web.StreamResponse:
+    raise error
 
 
 async def _no_chain(request: web.Request) -> web.StreamResponse:

@@ -54,6 +54,10 @@ class MergedModels:
     routes: Sequence[Route]
     dialect: str
 
+    def ready(self, exchange: Exchange) -> bool:
+        """``relay.Plan``."""
+        return False
+
     async def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         """``relay.Plan``."""
         target, headers = exchange.target, exchange.request_headers

@@ -6,6 +6,7 @@ in turn to several upstreams where a route says so. The bytes are the flow's.
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import Protocol
 
 from aiohttp import web
@@ -16,12 +17,16 @@ from fiedler_proxy.exchange import Exchange, Outcome
 from fiedler_proxy.flow import Answer, Flow, Judge
 from fiedler_proxy.hold import take_in
 from fiedler_proxy.lifecycle import EXCHANGE, Gateway, ResponseCut
+from fiedler_proxy.links import Ends
 from fiedler_proxy.upstream import Upstream
 from fiedler_proxy.wire import UpstreamConnection
 
 
 class Plan(Judge, Protocol):
     """Asks upstreams in turn, for an exchange that may go to several."""
+
+    def ready(self, exchange: Exchange) -> bool:
+        """Make the exchange one for its first upstream, where that needs no waiting; whether it is. Its first attempt counts as made."""
 
     def begin(self, relay: "Relay", request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse]:
         """Relay the exchange, with ``Relay.once`` for each attempt."""
@@ -36,17 +41,85 @@ class Plan(Judge, Protocol):
 
 
 class Relay:
-    """The terminal handler of the chain: relays the exchange to its upstream."""
+    """The terminal handler of the chain: relays the exchange to its upstream (a ``links.Terminal``)."""
 
-    __slots__ = ("_gateway",)
+    __slots__ = ("_ends", "_gateway")
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._ends: Ends | None = None
 
     def __call__(self, request: web.Request) -> Awaitable[web.StreamResponse]:
         exchange = request[EXCHANGE]
         plan: Plan | None = exchange.plan
         return self.once(request, exchange) if plan is None else plan.begin(self, request, exchange)
+
+    def tell(self, ends: Ends) -> None:
+        """``links.Terminal``."""
+        self._ends = ends
+
+    def begin(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
+        """``links.Terminal``: where a connection is at hand, nothing has to be waited for but the answer."""
+        plan: Plan | None = exchange.plan
+        if plan is not None and not plan.ready(exchange):
+            return plan.begin(self, request, exchange)
+        upstream = exchange.upstream
+        if upstream is None or exchange.holds or exchange.head_sent:
+            return self.once(request, exchange, plan, plan)
+        try:
+            head = self._head(exchange, upstream)
+            connection = None if head.upgrade else self._gateway.pool(upstream).take()
+            if connection is None:
+                return self.once(request, exchange, plan, plan)
+            exchange.attempts += 1
+            flow = Flow(request, exchange, self._gateway, connection, head)
+            if plan is not None:
+                plan.began = True
+            try:
+                flow.start_alone(plan, self._over)
+            except BaseException:
+                flow.stop()
+                raise
+        except Exception as error:
+            return self._failed(request, exchange, plan, error)
+        return None
+
+    def _over(self, flow: Flow, error: Exception | None) -> None:
+        """A flow that nobody waits for is over."""
+        flow.turn.end(partial(self._end, flow, error))
+
+    def _end(self, flow: Flow, error: Exception | None) -> None:
+        request, exchange, ends = flow.request, flow.exchange, self._ends
+        assert ends is not None
+        plan: Plan | None = exchange.plan
+        response = flow.finished
+        if error is not None or response is None:
+            ends.go_on(request, exchange, self._settled(flow, plan, error))
+            return
+        flow.stop()
+        if plan is not None:
+            plan.served(exchange)
+        ends.ended(request, exchange, response)
+
+    async def _settled(self, flow: Flow, plan: Plan | None, error: Exception | None) -> web.StreamResponse:
+        """What comes of a flow that has ended with ``error``, or whose caller has not taken everything yet."""
+        try:
+            try:
+                response = await flow.settle(error)
+            finally:
+                flow.stop()
+        except BaseException as failed:
+            return await self._failed(flow.request, flow.exchange, plan, failed)
+        if plan is not None:
+            plan.served(flow.exchange)
+        return response
+
+    async def _failed(
+        self, request: web.Request, exchange: Exchange, plan: Plan | None, error: BaseException
+    ) -> web.StreamResponse:
+        if plan is None:
+            raise error
+        return await plan.go_on(self, request, exchange, error)
 
     async def once(
         self, request: web.Request, exchange: Exchange, judge: Judge | None = None, plan: Plan | None = None

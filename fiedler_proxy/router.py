@@ -234,6 +234,10 @@ class ByModel:
     slot: Slot
     asked: Asked
 
+    def ready(self, exchange: Exchange) -> bool:
+        """``relay.Plan``."""
+        return False
+
     async def begin(self, relay: Relay, request: web.Request, exchange: Exchange) -> web.StreamResponse:
         """``relay.Plan``."""
         plain = b""

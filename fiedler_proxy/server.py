@@ -26,8 +26,13 @@ from multidict import CIMultiDict
 
 from fiedler_proxy.errors import Dialect, ExchangeError, body_too_large, render
 from fiedler_proxy.headers import RawHeaders
+from fiedler_proxy.turn import Turn
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+Begin = Callable[[web.Request], Awaitable[web.StreamResponse] | None]
+"""Begins to serve a request. None where it is being served without a task: ``CallerConnection.finish`` or ``go_on`` follows.
+Else what a task is to await."""
 
 READ_BUFFER = 64 * 1024
 """Bytes of a caller's upload in our memory before its connection is paused (aiohttp holds up to twice that)."""
@@ -55,7 +60,7 @@ def c_parser_in_use() -> bool:
 class CallerConnection(RequestHandler):
     """A caller's connection. ``resumed`` is called when the caller reads again; ``left_by`` is how it was lost.
 
-    aiohttp keeps a task for each connection and makes one more for each request; here there is one for each request,
+    aiohttp keeps a task for each connection and makes one more for each request; here there is one for each request at most,
     made when its head has arrived, and none in between.
     """
 
@@ -95,10 +100,15 @@ class CallerConnection(RequestHandler):
             if isinstance(self._messages[-1][0], _ErrInfo):
                 self._poison_uploads()
             if not self._serving:
-                self._serve_next()
+                self._serving = True
+                self.arrived()
+
+    def arrived(self) -> None:
+        """A request is here, and none is being served."""
+        self._serve_next()
 
     def _serve_next(self) -> None:
-        """Serve the first message that waits, in a task of its own: what a link sets in its context ends with it."""
+        """Serve the first message that waits, in a context of its own: what a link sets in it ends with the request."""
         if self._manager is None or self._force_close:
             return
         self._serving = self._request_in_progress = True
@@ -114,14 +124,19 @@ class CallerConnection(RequestHandler):
         assert self._request_factory is not None
         request = self._request_factory(message, payload, self, StreamWriter(self, self._loop), None)  # type: ignore[arg-type]
         self._current_request = request
-        _begin(self._serve(request, payload, handler), self._loop)
+        self.entered(request, handler)
 
-    async def _serve(self, request: web.BaseRequest, payload: StreamReader, handler: Handler) -> None:
+    def entered(self, request: web.BaseRequest, handler: Handler) -> None:
+        """Serve ``request`` in a task."""
+        _begin(self._serve(request, handler(request)), self._loop, self._context.copy())  # type: ignore[arg-type]
+
+    async def _serve(self, request: web.BaseRequest, answer: Awaitable[web.StreamResponse]) -> None:
         self._task_handler = request._task = asyncio.current_task(self._loop)  # type: ignore[assignment]
         self._keepalive = left = False
+        payload = request._payload
         try:
             try:
-                response = await handler(request)  # type: ignore[arg-type]
+                response = await answer
             except Exception as error:
                 response = self.handle_error(request, 500, error)
             finally:
@@ -146,10 +161,14 @@ class CallerConnection(RequestHandler):
         finally:
             request._task = None  # type: ignore[assignment]  # else the two would keep each other alive
             self._task_handler = None
-            self._request_in_progress = False
-            if self._handler_waiter is not None and not self._handler_waiter.done():
-                self._handler_waiter.set_result(None)
+            self.let_stop()
         self._served()
+
+    def let_stop(self) -> None:
+        """A shutdown that waits for the request waits no longer."""
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
 
     def _served(self) -> None:
         if not self._keepalive or self._close or self._force_close:
@@ -220,12 +239,69 @@ class CallerConnection(RequestHandler):
         return response
 
 
-def _begin(serving: Coroutine[None, None, None], loop: asyncio.AbstractEventLoop) -> None:
+class DirectConnection(CallerConnection):
+    """A caller's connection whose entrance can serve a request without a task: what its upstream's bytes call is all there is.
+
+    ``lost`` is called when the caller has left while no task serves it.
+    """
+
+    __slots__ = ("begin", "lost", "turn", "within")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lost: Callable[[], None] | None = None
+        self.begin: Begin | None = getattr(self._request_handler, "begin", None)
+        self.turn: Turn = self._manager.turn  # type: ignore[union-attr]
+
+    def arrived(self) -> None:
+        """A request is here: it is served at the end of the turn, with all that came in it."""
+        self.turn.begin(self._serve_next)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        lost, self.lost = self.lost, None
+        if lost is not None:
+            lost()
+
+    def entered(self, request: web.BaseRequest, handler: Handler) -> None:
+        """Serve ``request`` without a task, where the entrance can; in a context of its own: what a link sets there ends with it."""
+        self.within = self._context.copy()
+        begin: Any = handler if self.begin is None or handler is not self._request_handler else self.begin
+        answer = self.within.run(begin, request)
+        if answer is not None:
+            _begin(self._serve(request, answer), self._loop, self.within)
+
+    def go_on(self, request: web.BaseRequest, answer: Awaitable[web.StreamResponse]) -> None:
+        """From now on a task serves ``request``, and awaits ``answer``. It begins in the next turn of the loop, where nobody is in the
+        midst of something."""
+        self.lost = None
+        self._loop.create_task(self._serve(request, answer), context=self.within)
+
+    def finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """``request`` was served without a task: ``response`` is written."""
+        self._current_request = None
+        payload = request._payload
+        if payload is not EMPTY_PAYLOAD:
+            if not payload.is_eof():
+                self.go_on(request, _already(response))  # to wait for the rest of its body
+                return
+            payload.set_exception(_PAYLOAD_ACCESS_ERROR)
+        request._finish()
+        self._keepalive = bool(response._keep_alive)
+        self.let_stop()
+        self._served()
+
+
+def _begin(serving: Coroutine[None, None, None], loop: asyncio.AbstractEventLoop, context: contextvars.Context) -> None:
     """Make it a task, begun in this turn of the loop where Python can; the connection keeps hold of it."""
     if sys.version_info >= (3, 12):
-        asyncio.Task(serving, loop=loop, eager_start=True)
+        asyncio.Task(serving, loop=loop, context=context, eager_start=True)
     else:
-        loop.create_task(serving)
+        loop.create_task(serving, context=context)
+
+
+async def _already(response: web.StreamResponse) -> web.StreamResponse:
+    return response
 
 
 def _why_malformed(exc: HttpProcessingError) -> str:
@@ -292,8 +368,12 @@ class RelayResponse(web.StreamResponse):
 
 
 class _Server(web.Server):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.turn = Turn(self._loop)
+
     def __call__(self) -> RequestHandler:
-        return CallerConnection(self, loop=self._loop, **self._kwargs)
+        return DirectConnection(self, loop=self._loop, **self._kwargs)
 
 
 with warnings.catch_warnings():
@@ -332,7 +412,7 @@ with warnings.catch_warnings():
             options = {**kwargs, **self._server_options, "access_log": None, "handler_cancellation": True,
                        "auto_decompress": False, "debug": False, "logger": _log, "read_bufsize": READ_BUFFER,
                        "max_headers": HEADERS_CAP, "lingering_time": LINGER}  # fmt: skip
-            return _Server(self._entrance, request_factory=self._make_request, loop=self._loop, **options)  # type: ignore[arg-type]
+            return _Server(self._entrance, request_factory=self._make_request, loop=self._loop, **options)
 
         def _make_request(
             self,
@@ -385,7 +465,7 @@ def observe_writes(request: web.Request, told: Callable[[bytes], Awaitable[None]
     request._payload_writer._on_chunk_sent = told  # type: ignore[attr-defined]
 
 
-def caller_connection(request: web.Request) -> CallerConnection:
+def caller_connection(request: web.Request) -> DirectConnection:
     """The connection that ``request`` came over."""
     return request._protocol  # type: ignore[return-value]
 

@@ -287,7 +287,8 @@ async def close_idle(runner: web.AppRunner, gateway: Gateway) -> None:
     """Close the connections on which nothing is being asked. The others learn it from ``Connection: close`` in their
     next answer.
     """
-    await asyncio.sleep(0)  # what has just been read becomes an exchange first
+    for _ in range(2):
+        await asyncio.sleep(0)  # what has just been read becomes an exchange first, at the end of its turn
     busy = {request.protocol for request in gateway.live.values()}
     for connection in runner.server.connections if runner.server is not None else ():
         if connection not in busy:

@@ -69,6 +69,8 @@ FLOORS = {
     "fiedler_proxy.shadow": 1,
     "fiedler_proxy.status": 1,
     "fiedler_proxy.watch": 1,
+    "fiedler_proxy.links": 1,
+    "fiedler_proxy.turn": 1,
     "fiedler_proxy.way": 1,
     "fiedler_proxy.flow": 1,
     "fiedler_proxy.gate": 1,
@@ -163,10 +165,14 @@ LONGER = {
         "what an exchange is, and how observers hear of it, told in place where every exchange does",
     ),
     "fiedler_proxy.lifecycle": (
-        410,
+        420,
         "how an exchange begins and ends, and what a gateway holds meanwhile: one life, one place",
     ),
-    "fiedler_proxy.server": (480, "the one door to what aiohttp keeps private: cut in two, there would be two doors"),
+    "fiedler_proxy.flow": (
+        480,
+        "one exchange on one connection, from its start to its end: a state machine, which half of it would not tell",
+    ),
+    "fiedler_proxy.server": (510, "the one door to what aiohttp keeps private: cut in two, there would be two doors"),
     "fiedler_proxy.settings": (470, "the list of everything that can be set, and how it is read: one list, one place"),
     "fiedler_proxy.wire": (
         486,

@@ -57,7 +57,7 @@ class FiedlerKey:
         return await handler(request)
 
     def enter(self, request: web.Request, exchange: Exchange) -> None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         told = exchange.request_shape.places(_TOLD)
         if not told and not self.keys:
             return

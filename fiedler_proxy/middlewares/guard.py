@@ -46,7 +46,7 @@ class Guard:
         return await (self.enter(request, request[EXCHANGE]) or handler(request))
 
     def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         headers = request.headers
         authority = check_message(exchange) or headers.get(hdrs.HOST)
         if hdrs.TRANSFER_ENCODING in headers:

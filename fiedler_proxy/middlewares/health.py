@@ -49,7 +49,7 @@ class Health:
         return await (self.enter(request, request[EXCHANGE]) or handler(request))
 
     def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         if exchange.path not in (self.health, self.live, self.ready) or exchange.method not in ("GET", "HEAD"):
             return None
         return self._answer(request, exchange)

@@ -35,7 +35,7 @@ class ProviderRoute:
         return await handler(request)
 
     def enter(self, request: web.Request, exchange: Exchange) -> None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         router = request.app.get(ROUTER)
         if router is None:
             straight(exchange, self.prefixes)

@@ -86,7 +86,7 @@ class AccessLog:
         return await handler(request)
 
     def enter(self, request: web.Request, exchange: Exchange) -> None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         exchange.observe(self._recorder)
 
     async def context(self, app: web.Application) -> AsyncIterator[None]:

@@ -74,7 +74,7 @@ class Auth:
         return await handler(request)
 
     def enter(self, request: web.Request, exchange: Exchange) -> None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         if exchange.trusted:
             return
         self._keyring.refresh_if_due()

@@ -217,7 +217,7 @@ class DeweyTap:
         return await handler(request)
 
     def enter(self, request: web.Request, exchange: Exchange) -> Awaitable[web.StreamResponse] | None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         if self._journals:
             tap = _Tap(self, self._journals[0], exchange)
             exchange.observe(tap)

@@ -28,7 +28,7 @@ class RequestId:
         return await handler(request)
 
     def enter(self, request: web.Request, exchange: Exchange) -> None:
-        """``lifecycle.Entering``."""
+        """``links.Entering``."""
         if not exchange.id:
             exchange.id = new_id()
         exchange.add_response_header(HEADER, exchange.id)

@@ -1,0 +1,56 @@
+"""The end of a turn: everything once, in its order, and nobody's failure is another's."""
+
+import asyncio
+
+import pytest
+
+from fiedler_proxy.exchange import Exchange
+from fiedler_proxy.lifecycle import EXCHANGE
+from fiedler_proxy.testing import Address, RawClient, Rendezvous, ScriptedUpstream, start_app
+from fiedler_proxy.testing import respond, stream
+from fiedler_proxy.turn import Turn
+from kgb_gateway.app import create_app
+
+
+async def turns(number: int = 2) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+class TestTurn:
+    async def test_begin_write_end_is_the_order_whatever_came_first(self) -> None:
+        turn, made = Turn(asyncio.get_running_loop()), list[str]()
+        turn.end(lambda: made.append("end"))
+        turn.write(lambda: made.append("write"))
+        turn.begin(lambda: made.append("begin"))
+        turn.begin(lambda: made.append("begin too"))
+        assert made == []
+        await turns()
+        assert made == ["begin", "begin too", "write", "end"]
+        await turns()
+        assert len(made) == 4
+
+    async def test_what_a_call_adds_for_later_in_the_order_is_made_in_the_same_turn(self) -> None:
+        turn, made = Turn(asyncio.get_running_loop()), list[str]()
+
+        def begin() -> None:
+            turn.write(lambda: made.append("write"))
+            turn.end(lambda: made.append("end"))
+
+        turn.begin(begin)
+        await turns(1)
+        assert made == ["write", "end"]
+
+    async def test_a_call_that_fails_fails_alone_and_says_where(self, caplog: pytest.LogCaptureFixture) -> None:
+        turn, made = Turn(asyncio.get_running_loop()), list[str]()
+
+        def fails() -> None:
+            raise ValueError("sk-not-for-the-log")
+
+        turn.write(fails)
+        turn.write(lambda: made.append("write"))
+        await turns()
+        assert made == ["write"]
+        assert "ValueError" in caplog.text
+        assert "fails" in caplog.text
+        assert "sk-not-for-the-log" not in caplog.text
