@@ -76,6 +76,12 @@ class Observer:
     def request_head(self, exchange: "Exchange") -> None:
         """The request is about to go upstream: ``target`` and ``upstream`` are final."""
 
+    def request_start(self, exchange: "Exchange", data: bytes) -> None:
+        """The head, and all of a body that came with it. For an observer that takes both in one go; the others hear ``request_head``
+        and ``request_bytes``."""
+        self.request_head(exchange)
+        self.request_bytes(exchange, data)
+
     def request_bytes(self, exchange: "Exchange", data: bytes) -> None:
         """Body bytes of the request, in order, without transfer framing; before they go upstream."""
 
@@ -106,10 +112,13 @@ _EVENTS = (
     "tunnel_bytes",
     "closed",
     "response_start",
+    "request_start",
 )
 _EVENT_NAMES = frozenset(_EVENTS)
 _START = _EVENTS.index("response_start")
 _STARTING = {_EVENTS.index("response_head"), _EVENTS.index("response_bytes")}
+_REQUEST_START = _EVENTS.index("request_start")
+_REQUEST_STARTING = {_EVENTS.index("request_head"), _EVENTS.index("request_bytes")}
 _NOBODY: tuple[tuple[Observer, ...], ...] = ((),) * len(_EVENTS)
 
 
@@ -124,6 +133,8 @@ def _events_of(observer: Observer) -> tuple[int, ...]:
         heard = {i for i, name in enumerate(_EVENTS) if getattr(kind, name, None) is not getattr(Observer, name)}
         if heard & _STARTING:
             heard.add(_START)
+        if heard & _REQUEST_STARTING:
+            heard.add(_REQUEST_START)
         events = _HEARD[kind] = tuple(sorted(heard))
     if kind.__dictoffset__ and not _EVENT_NAMES.isdisjoint(observer.__dict__):
         return tuple(range(len(_EVENTS)))  # methods of its own: hear everything
@@ -317,6 +328,19 @@ class Exchange:
             else:
                 if perf_counter() - begun > OBSERVER_SLOW_SECONDS:
                     self._strike(observer, "request_head")
+
+    def tell_request_start(self, data: bytes) -> None:
+        """``tell_request_head`` and the one ``tell_request_bytes`` in one."""
+        self.request_size += len(data)
+        for observer in self._hear[_REQUEST_START]:
+            begun = perf_counter()
+            try:
+                observer.request_start(self, data)
+            except Exception as error:
+                self._failed(observer, "request_start", error)
+            else:
+                if perf_counter() - begun > OBSERVER_SLOW_SECONDS:
+                    self._strike(observer, "request_start")
 
     def tell_request_bytes(self, data: bytes) -> None:
         self.request_size += len(data)

@@ -222,17 +222,14 @@ class Flow:
         request, exchange, connection, head = self._request, self._exchange, self._connection, self._head
         held, kept = exchange.held_body, exchange.kept
         told = held is not None or (kept is not None and kept.told) or exchange.replay is not None
-        if not told:
-            exchange.tell_request_head()
-            if kept is not None:
-                kept.told = True
         connection.begin(self, exchange.method, head.upgrade)
-        body = b""
+        body = whole = b""
         if head.length or head.chunked:
-            whole = held if held is not None else exchange.request_body
-            if whole is None:
-                whole = exchange.replay if exchange.replay is not None else self._at_hand(kept, head)
-            if whole is None:
+            at_hand = held if held is not None else exchange.request_body
+            if at_hand is None:
+                at_hand = exchange.replay if exchange.replay is not None else self._at_hand(kept, head)
+            if at_hand is None:
+                self._tell_head(told)
                 if kept is None and self._judge is not None:
                     kept = exchange.kept = Kept(self._judge.cap)
                     kept.told = True
@@ -240,13 +237,26 @@ class Flow:
                 connection.write(head.raw)
                 self._upload.start()
                 return
+            whole = at_hand
             if self._gateway.body_limit and len(whole) > self._gateway.body_limit:
+                self._tell_head(told)
                 raise body_too_large(self._gateway.body_limit)
-            if whole and not told:
-                exchange.tell_request_bytes(whole)
             body = (chunk(whole) if whole else b"") + LAST_CHUNK if head.chunked else whole
+        if told or not whole:
+            self._tell_head(told)
+        else:
+            exchange.tell_request_start(whole)
+            if kept is not None:
+                kept.told = True
         self._whole = head.raw + body
         self.turn.write(self._write_request)
+
+    def _tell_head(self, told: bool) -> None:
+        """Observers hear of the request, unless they have."""
+        if not told:
+            self._exchange.tell_request_head()
+            if self._exchange.kept is not None:
+                self._exchange.kept.told = True
 
     def _write_request(self) -> None:
         """The request, which is whole."""

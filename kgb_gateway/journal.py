@@ -45,7 +45,8 @@ BEGUN = ".begun"
 SMALL = 4096
 """Bytes of a body that are appended together with the head before them."""
 
-_STARTING = (Kind.RESPONSE_HEAD, Kind.RESPONSE_BYTES)
+_ASKING = (Kind.REQUEST_HEAD, Kind.REQUEST_BYTES)
+_ANSWERING = (Kind.RESPONSE_HEAD, Kind.RESPONSE_BYTES)
 _GAP = struct.Struct("<BQQ")
 
 _log = logging.getLogger("kgb.journal")
@@ -97,6 +98,7 @@ class Journal:
         self._segment_began = 0.0
         self._sequence_on_disk = 0
         self._wake = threading.Event()
+        self._awake = self._wake.is_set
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._next_look = 0.0
@@ -107,11 +109,6 @@ class Journal:
     # The loop's side.
 
     @property
-    def waiting(self) -> int:
-        """Bytes that are in memory, and not on disk yet."""
-        return self._tail.written - self._tail.drained
-
-    @property
     def spool_size(self) -> int:
         """Bytes on disk that nobody has packed yet, of all instances."""
         return _size_of(self.spool)
@@ -120,7 +117,7 @@ class Journal:
         """Append a frame that is no body: a head, an end, a note. False when even the reserve is full."""
         if not self._tail.append(kind, exchange, time_ns(), monotonic_ns(), payload, 0):
             return False
-        if not self._wake.is_set():
+        if not self._awake():
             self._wake.set()
         return True
 
@@ -137,22 +134,26 @@ class Journal:
                 done += len(piece)
         elif not tail.append(kind, exchange, time_ns(), monotonic_ns(), data, RESERVE):
             return self._miss(kind, exchange, offset, len(data))
-        if not self._wake.is_set():
+        if not self._awake():
             self._wake.set()
         return True
 
-    def response(self, exchange: bytes, head: bytes, data: bytes) -> None:
-        """Append a response's head and the first bytes of its body."""
-        tail = self._tail
-        if (
-            len(data) > SMALL
-            or tail.gaps
-            or not tail.append_two(_STARTING, exchange, time_ns(), monotonic_ns(), head, data, RESERVE)
-        ):
-            self.append(Kind.RESPONSE_HEAD, exchange, head)
-            self.body(Kind.RESPONSE_BYTES, exchange, 0, data)
-        elif not self._wake.is_set():
+    def request(self, exchange: bytes, head: bytes, data: bytes) -> bool:
+        """Append a request's head and its body; False when something of it has no room."""
+        return self._start(_ASKING, exchange, head, data)
+
+    def response(self, exchange: bytes, head: bytes, data: bytes) -> bool:
+        """Append a response's head and the first bytes of its body; the same."""
+        return self._start(_ANSWERING, exchange, head, data)
+
+    def _start(self, kinds: tuple[Kind, Kind], exchange: bytes, head: bytes, data: bytes) -> bool:
+        tail, now = self._tail, (time_ns(), monotonic_ns())
+        if len(data) > SMALL or tail.gaps or not tail.append_two(kinds, exchange, *now, head, data, RESERVE):
+            whole = self.append(kinds[0], exchange, head)
+            return self.body(kinds[1], exchange, 0, data) and whole
+        if not self._awake():
             self._wake.set()
+        return True
 
     def _miss(self, kind: Kind, exchange: bytes, offset: int, length: int) -> bool:
         known = (exchange, kind) in self._tail.gaps

@@ -6,6 +6,7 @@ nothing can be told without the key.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Collection, Mapping
 from urllib.parse import unquote_plus
@@ -17,6 +18,9 @@ from fiedler_proxy.headers import CREDENTIALS, REDACTED, RawHeaders, Shape, shap
 FINGERPRINT_BYTES = 9
 
 _PRINTS_CAP = 256
+_TARGET_CAP = 256
+
+_quote = json.encoder.encode_basestring_ascii
 
 QUERY_CREDENTIALS = frozenset(
     ("key", "api_key", "apikey", "api-key", "access_token", "token", "auth", "authorization", "password", "secret",
@@ -48,6 +52,8 @@ class Redactor:
     parameters: Collection[str] = ()
     _names: frozenset[bytes] = attrs.field(init=False, eq=False, repr=False)
     _prints: dict[bytes, str] = attrs.field(init=False, eq=False, repr=False, factory=dict)
+
+    _targets: dict[str, str] = attrs.field(init=False, eq=False, repr=False, factory=dict)
 
     @_names.default
     def _all_names(self) -> frozenset[bytes]:
@@ -98,6 +104,17 @@ class Redactor:
             target = _OWN_KEY.sub(REDACTED, _USERINFO.sub(r"\1", target))
         path, mark, query = target.partition("?")
         return path + mark + _PARAMETER.sub(self._parameter, query) if mark else target
+
+    def quoted_target(self, target: str) -> str:
+        """``target`` as a JSON string. Remembered: agents ask at few places; one with a query is a place of its own."""
+        found = self._targets.get(target)
+        if found is None:
+            found = _quote(self.target(target))
+            if len(target) <= _TARGET_CAP and "?" not in target:
+                if len(self._targets) >= _PRINTS_CAP:
+                    self._targets.clear()
+                self._targets[target] = found
+        return found
 
     def _parameter(self, match: re.Match[str]) -> str:
         name = _decoded(match[1]).lower()

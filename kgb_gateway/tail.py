@@ -25,7 +25,7 @@ from zlib import crc32
 
 import attrs
 
-from kgb_gateway.record import HEADER, NO_EXCHANGE, Damage, Frame, Kind, decode, header_of, pack_header
+from kgb_gateway.record import HEADER, NO_EXCHANGE, Damage, Frame, Kind, decode, pack_header
 from kgb_gateway.record import MAGIC as FRAME
 
 MAGIC = b"KGBTAIL1"
@@ -43,6 +43,7 @@ _FIXED = struct.Struct("<8sQII")  # magic, bytes of the ring, slots, salt of the
 _STATE = struct.Struct("<QQI")  # frames that are on disk, bytes that are; CRC-32
 _STATES = (64, 128)
 _SLOT = struct.Struct("<16sB7xQQI4x")  # exchange, kind, offset, length; CRC-32
+_HEADER = HEADER.size
 _SMALL = 8192  # bytes that are quicker joined than copied twice
 _POPULATE = mmap.MAP_POPULATE if sys.platform == "linux" else 0
 _BODIES = (Kind.REQUEST_BYTES, Kind.RESPONSE_BYTES, Kind.TO_UPSTREAM, Kind.TO_CALLER)
@@ -113,20 +114,22 @@ class Tail:
             os.close(fd)
             raise
 
-    def append(  # HOT PATH: ``header_of`` in place
+    def append(  # HOT PATH: ``record.header_of`` in place
         self, kind: int, exchange: bytes, wall: int, monotonic: int, payload: bytes | memoryview, keep: int
     ) -> bool:
         """Append a frame unless that leaves fewer than ``keep`` bytes free; whether there was room. Loop only."""
         written, sequence, length = self.written, self.sequence + 1, len(payload)
-        end = written + HEADER.size + length
+        end = written + _HEADER + length
         if end + keep > self.drained + self.size:
             return False
         head = pack_header(FRAME, length, sequence, kind, 0, 0, exchange, wall, monotonic)
         head += crc32(payload, crc32(head, self.salt)).to_bytes(4, "little")
-        if length <= _SMALL:
-            self._copy(written, head + payload)
+        at = written % self.size
+        if length <= _SMALL and at + _HEADER + length <= self.size:
+            at += self._start
+            self._memory[at : at + _HEADER + length] = head + payload
         else:
-            self._copy(written + len(head), payload)
+            self._copy(written + _HEADER, payload)
             self._copy(written, head)
         # Killed in the middle of that, a frame fails its checksum: it is none, and its bytes have not left.
         self.written, self.sequence = end, sequence
@@ -137,18 +140,24 @@ class Tail:
         self, kinds: tuple[int, int], exchange: bytes, wall: int, monotonic: int, first: bytes, second: bytes, keep: int
     ) -> bool:
         """Append two frames of one moment, or neither: what is small is quicker copied together."""
-        written, sequence = self.written, self.sequence + 2
-        end = written + 2 * HEADER.size + len(first) + len(second)
-        if end + keep > self.drained + self.size:
+        written, sequence, length, more = self.written, self.sequence, len(first), len(second)
+        size = 2 * _HEADER + length + more
+        if written + size + keep > self.drained + self.size:
             return False
-        salt = self.salt
-        head = header_of(sequence - 1, kinds[0], exchange, wall, monotonic, first, salt)
-        self._copy(
-            written,
-            b"".join((head, first, header_of(sequence, kinds[1], exchange, wall, monotonic, second, salt), second)),
-        )
-        self.written, self.sequence = end, sequence
-        self.mark = (sequence, end)
+        salt, (kind, other) = self.salt, kinds
+        head = pack_header(FRAME, length, sequence + 1, kind, 0, 0, exchange, wall, monotonic)
+        next_head = pack_header(FRAME, more, sequence + 2, other, 0, 0, exchange, wall, monotonic)
+        check = crc32(first, crc32(head, salt)).to_bytes(4, "little")
+        next_check = crc32(second, crc32(next_head, salt)).to_bytes(4, "little")
+        data = b"".join((head, check, first, next_head, next_check, second))
+        at = written % self.size
+        if at + size <= self.size:
+            at += self._start
+            self._memory[at : at + size] = data
+        else:
+            self._copy(written, data)
+        self.written, self.sequence = written, sequence = written + size, sequence + 2
+        self.mark = (sequence, written)
         return True
 
     def _copy(self, position: int, data: bytes | memoryview) -> None:

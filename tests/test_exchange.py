@@ -411,3 +411,47 @@ class TestTransforms:
         with pytest.raises(RuntimeError, match="head has left"):
             exchange.transform_response(Upper())
         assert not exchange.transformed
+
+
+class TestRequestStart:
+    """The head and a whole body in one: for those who take both together, and for those who do not."""
+
+    def test_an_observer_of_both_hears_both(self) -> None:
+        class Both(Observer):
+            def __init__(self) -> None:
+                self.heard: list[object] = []
+
+            def request_head(self, exchange: Exchange) -> None:
+                self.heard.append("head")
+
+            def request_bytes(self, exchange: Exchange, data: bytes) -> None:
+                self.heard.append(data)
+
+        exchange, observer = Exchange("POST", "/"), Both()
+        exchange.observe(observer)
+        exchange.tell_request_start(b"ab")
+        assert observer.heard == ["head", b"ab"]
+        assert exchange.request_size == 2
+
+    def test_one_that_takes_both_together_hears_them_once(self) -> None:
+        class Together(Observer):
+            def __init__(self) -> None:
+                self.heard: list[object] = []
+
+            def request_start(self, exchange: Exchange, data: bytes) -> None:
+                self.heard.append(data)
+
+        exchange, observer = Exchange("POST", "/"), Together()
+        exchange.observe(observer)
+        exchange.tell_request_start(b"ab")
+        assert observer.heard == [b"ab"]
+
+    def test_one_that_fails_is_detached(self) -> None:
+        class Fails(Observer):
+            def request_start(self, exchange: Exchange, data: bytes) -> None:
+                raise ValueError
+
+        exchange = Exchange("POST", "/")
+        exchange.observe(Fails())
+        exchange.tell_request_start(b"ab")
+        assert exchange.facts["detached"] == ["Fails: ValueError in request_start"]
