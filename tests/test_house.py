@@ -39,6 +39,7 @@ FLOORS = {
     "kgb_gateway.caller": 0,
     "kgb_gateway.record": 0,
     "kgb_gateway.redact": 0,
+    "kgb_gateway.said": 0,
     "kgb_gateway.dewey": 0,
     "kgb_gateway.dewey.canon": 0,
     "kgb_gateway.dewey.entry": 0,

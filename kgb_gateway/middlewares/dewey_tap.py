@@ -7,10 +7,7 @@ a copy into memory of the kernel's, made before the byte leaves (law 3), and wha
 import asyncio
 import contextlib
 import enum
-import hashlib
-import json
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +23,8 @@ from fiedler_proxy.server import Handler
 from kgb_gateway.journal import Journal, JournalOptions
 from kgb_gateway.record import NO_EXCHANGE, STARTED, Kind
 from kgb_gateway.redact import Redactor
+from kgb_gateway.said import end_of, request_head, response_head
+from kgb_gateway.said import key_of as key_of  # noqa: PLC0414 - who reads frames in tests takes it from here
 from kgb_gateway.secret import private_directory, secret_of
 from kgb_gateway.tail import LEAST, Tail, TailError, tail_path
 
@@ -33,10 +32,6 @@ SPOOL = "spool"
 
 ADOPTION_SECONDS = 3.0
 """How long a start waits for its tail: a command may be taking to disk what a dead gateway left in it."""
-
-_TRUTH = ("false", "true")
-
-_quote = json.encoder.encode_basestring_ascii
 
 
 class Record(enum.StrEnum):
@@ -84,13 +79,13 @@ class _Tap(Observer):
             self._begin(exchange, bodies=True)
             return
         self._full = True
-        if not self._journal.request(self._key, link.request_of(exchange, record), data):
+        if not self._journal.request(self._key, request_head(exchange, link.redactor, record), data):
             self._missed = True
         self._up = len(data)
 
     def response_start(self, exchange: Exchange, data: bytes) -> None:
         if self._full:
-            self._journal.response(self._key, self._response(exchange), data)
+            self._journal.response(self._key, response_head(exchange, self._link.redactor), data)
             self._down = len(data)
         else:
             self.response_head(exchange)
@@ -104,12 +99,7 @@ class _Tap(Observer):
         if not self._told:
             self._begin(exchange, bodies=False)  # an answer of the gateway's own: nothing went upstream
         if not self._off:
-            self._journal.append(Kind.RESPONSE_HEAD, self._key, self._response(exchange))
-
-    def _response(self, exchange: Exchange) -> bytes:
-        lines, prints = self._link.redactor.head(exchange.response_headers)
-        said = _answer(exchange.status, exchange.reason)
-        return (said + lines) if not prints else said[:-4] + _pairs(prints).encode("ascii") + b"}\n" + lines
+            self._journal.append(Kind.RESPONSE_HEAD, self._key, response_head(exchange, self._link.redactor))
 
     def response_bytes(self, exchange: Exchange, data: bytes) -> None:
         if self._full:
@@ -139,7 +129,7 @@ class _Tap(Observer):
         self._off = record is Record.OFF or exchange.local
         self._full = record is Record.FULL and bodies and not self._off
         if not self._off:
-            head = self._link.request_of(exchange, record)
+            head = request_head(exchange, self._link.redactor, record)
             self._missed |= not self._journal.append(Kind.REQUEST_HEAD, self._key, head)
 
     async def durable(self) -> None:
@@ -302,78 +292,6 @@ class DeweyTap:
             if name in modes
         ]
         return min((Record(mode) for mode in said), key=list(Record).index, default=self.record)
-
-    def request_of(self, exchange: Exchange, record: Record) -> bytes:
-        """What the first frame of ``exchange`` says: a line of JSON, then its headers like on the wire."""
-        redactor = self._redactors[0]
-        lines, prints = redactor.head(exchange.request_headers, exchange.request_shape)
-        said = (
-            f'{{"id":{_quote(exchange.id)},"at":{_seconds(exchange.started_at)},"target":{redactor.quoted_target(exchange.target)},'
-            f"{_how(record, exchange.version, exchange.method, exchange.remote)},{who_of(exchange)},"
-            f'"fingerprints":{_pairs(prints) if prints else "{}"}}}\n'
-        )
-        return said.encode("ascii") + lines
-
-
-def _seconds(value: float) -> str:
-    """``value``, to the microsecond, as a JSON number: a third of the time that ``repr`` takes."""
-    return f"{int(value * 1e6)}e-6"
-
-
-def who_of(exchange: Exchange) -> str:
-    """Members of a JSON object: who asked, and where the exchange went."""
-    upstream = exchange.upstream.name if exchange.upstream is not None else ""
-    return _who(exchange.caller, exchange.route, exchange.slot, upstream)
-
-
-@lru_cache(1024)
-def _answer(status: int, reason: str) -> bytes:
-    """The line before a response's headers, with no fingerprints: its last four bytes are ``{}}`` and the end of the line."""
-    return f'{{"status":{status},"reason":{_quote(reason)},"fingerprints":{{}}}}\n'.encode("ascii")
-
-
-@lru_cache(1024)
-def _how(record: Record, version: tuple[int, int], method: str, remote: str) -> str:
-    return (
-        f'"record":"{record}","version":[{version[0]},{version[1]}],"method":{_quote(method)},"remote":{_quote(remote)}'
-    )
-
-
-@lru_cache(1024)
-def _who(caller: str, route: str, slot: str, upstream: str) -> str:
-    return f'"caller":{_quote(caller)},"route":{_quote(route)},"slot":{_quote(slot)},"upstream":{_quote(upstream)}'
-
-
-def end_of(exchange: Exchange) -> bytes:
-    """What the last frame of a closed ``exchange`` says, as JSON. Times are seconds since its beginning."""
-    first, ended, started = exchange.first_byte, exchange.ended, exchange.started
-    facts = "{}"
-    if exchange.facts:
-        facts = _pairs({str(name)[:128]: str(value)[:512] for name, value in list(exchange.facts.items())[:32]})
-    return (
-        f'{{"outcome":"{exchange.outcome}","error":{_quote(exchange.error_code)},"status":{exchange.status},'
-        f'"request_size":{exchange.request_size},"response_size":{exchange.response_size},'
-        f'"first_byte":{"null" if first is None else _seconds(first - started)},'
-        f'"duration":{"null" if ended is None else _seconds(ended - started)},{who_of(exchange)},'
-        f'"attempts":{exchange.attempts},"transformed":{_TRUTH[exchange.transformed]},'
-        f'"tunnelled":{_TRUTH[exchange.tunnelled]},"facts":{facts}}}'
-    ).encode("ascii")
-
-
-def key_of(exchange_id: str) -> bytes:
-    """The 16 bytes under which an exchange is recorded: its UUID, or a hash of what a link put in its place."""
-    digits = exchange_id.replace("-", "")
-    try:
-        if len(digits) == 32:
-            return bytes.fromhex(digits)
-    except ValueError:
-        pass
-    return hashlib.blake2b(exchange_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _pairs(said: Mapping[str, str]) -> str:
-    """A JSON object of texts: a third of the time that ``json.dumps`` takes."""
-    return "{" + ", ".join([f"{_quote(name)}: {_quote(text)}" for name, text in said.items()]) + "}"
 
 
 def _set(future: "asyncio.Future[str]", why: str) -> None:
