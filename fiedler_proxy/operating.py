@@ -23,7 +23,7 @@ from fiedler_proxy.shadow import Budget, Shadow
 from fiedler_proxy.watch import CanaryWatch
 
 RESTART = frozenset((
-    "host", "port", "tls.cert", "tls.key", "data_dir", "instance", "uvloop", "runtime_dir", "dewey_url", "slot", "timeouts.keepalive",
+    "host", "port", "tls.cert", "tls.key", "data_dir", "instance", "uvloop", "reuse_port", "runtime_dir", "dewey_url", "slot", "timeouts.keepalive",
     "timeouts.drain", "limits.request_line", "limits.header_field",
 ))  # fmt: skip
 """Keys that only a restart brings into force: they belong to the listener or to the process, or are for the first start (``slot``)."""

@@ -14,7 +14,7 @@ from fiedler_proxy.settings import Settings
 INTERRUPTED = 130
 """The exit code after Ctrl-C before anything ran that could be drained."""
 
-_KEYS = ("config", "host", "port", "upstream", "data_dir", "instance", "chain", "uvloop")
+_KEYS = ("config", "host", "port", "upstream", "data_dir", "instance", "chain", "uvloop", "reuse_port")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, metavar="N", help="listen on this port; 0 takes a free one and says which")
     add("--upstream", metavar="URL", help="the API to stand in front of: http(s)://host[:port][/base] or unix:/path")
     add("--data-dir", metavar="DIR", help="where the server keeps what it keeps")
+    add("--reuse-port", action="store_const", const=True, help="share the port with other instances that say so too")
     add("--instance", metavar="NAME", help="the name of this process among several on one host")
     add("--chain", type=_names, metavar="A,B,...", help="the links that a request passes, outermost first")
     add("--no-uvloop", dest="uvloop", action="store_const", const="never", help="use asyncio's own event loop")

@@ -212,16 +212,19 @@ def _reload(control: Control) -> None:
 async def listen(runner: web.AppRunner, settings: Settings) -> None:
     """Open the listener. SettingsError when its address is taken or none of this machine's."""
     host, port = settings.host.strip("[]"), settings.port
-    site = web.TCPSite(runner, host, port, ssl_context=settings.ssl_context(), backlog=BACKLOG)
+    shared = settings.document.reuse_port or None  # None: what the system does where nobody asks
+    site = web.TCPSite(runner, host, port, ssl_context=settings.ssl_context(), backlog=BACKLOG, reuse_port=shared)
     try:
         await site.start()
     except (OSError, UnicodeError) as error:
-        raise SettingsError([_why_not(error, host, port)]) from None
+        raise SettingsError([_why_not(error, host, port, shared=bool(shared))]) from None
 
 
-def _why_not(error: OSError | UnicodeError, host: str, port: int) -> str:
+def _why_not(error: OSError | UnicodeError, host: str, port: int, *, shared: bool = False) -> str:
     if isinstance(error, UnicodeError):
         return f"{host} is no name that a host can have: choose another with --host"
+    if error.errno == errno.EADDRINUSE and shared:
+        return f"port {port} of {host} is taken by one that does not share it: start every instance with --reuse-port, as the same user"
     if error.errno == errno.EADDRINUSE:
         return f"port {port} of {host} is taken: stop what listens there, or choose another with --port"
     # asyncio of Python 3.13 gives no number where none of a host's addresses is ours.

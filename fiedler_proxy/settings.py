@@ -6,6 +6,7 @@ chain and opens nothing but the configuration file.
 
 import ipaddress
 import os
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,6 +148,10 @@ class HealthTable:
     ready: str = setting("/readyz", check=_path_wrong)
 
 
+def _reuse_wrong(value: bool) -> str:
+    return "this system lets no two processes share a port" if value and not hasattr(socket, "SO_REUSEPORT") else ""
+
+
 @attrs.frozen
 class Document:
     """The configuration file's own keys; the tables below ``[links]`` belong to the links."""
@@ -161,6 +166,7 @@ class Document:
     allowed_origins: tuple[str, ...] = setting((), check=_origins_wrong)
     via: str = setting("", check=_token_wrong)
     forwarded: bool = setting(False)
+    reuse_port: bool = setting(False, check=_reuse_wrong)
     uvloop: str = setting("auto", check=one_of("auto", "always", "never"))
     dewey_url: str = setting("")
     timeouts: TimeoutsTable = setting(TimeoutsTable())

@@ -257,6 +257,32 @@ class TestServiceManager:
             return (await asyncio.get_running_loop().sock_recv(sock, 4096)).decode().splitlines()
 
 
+class TestSharedPort:
+    async def test_two_instances_serve_one_port_and_record_into_one_spool(self, tmp_path: Path) -> None:
+        shared = ("--demo", "--reuse-port", "--instance")
+        async with serving(tmp_path, *shared, "a") as one:
+            async with serving(tmp_path, *shared, "b", "--port", str(one.port)) as other:
+                for _ in range(64):
+                    async with one.caller() as caller:
+                        await caller.get("/v1/models")
+                        assert (await caller.read_response()).status == 200
+                for server in (one, other):
+                    server.process.send_signal(signal.SIGTERM)
+                served = [len((await server.ended())[1]) for server in (one, other)]
+        assert sum(served) == 64
+        assert min(served) > 0, "the system gives all connections to one of them"
+        spooled = {path.name.partition("-")[0] for path in (tmp_path / "kgb" / "spool").iterdir()}
+        assert spooled >= {"a", "b"}
+
+    async def test_one_that_does_not_share_keeps_the_others_out(self, tmp_path: Path) -> None:
+        async with serving(tmp_path, "--demo", "--instance", "a") as one:
+            status, _, err = await outcome_of(
+                tmp_path, "serve", "--demo", "--reuse-port", "--instance", "b", "--port", str(one.port)
+            )
+        assert status == 1
+        assert "is taken by one that does not share it" in err
+
+
 class TestFaultsOfTheStart:
     async def test_port_taken(self, tmp_path: Path) -> None:
         with socket.socket() as taken:
