@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from tests.bench import __main__ as command
 from tests.bench import load, proc, report, runner, servers, upstream
-from tests.bench.figures import SCENARIOS, TARGETS, Row, Scenario, reached
+from tests.bench.figures import BOUNDS, SCENARIOS, TARGETS, Row, Scenario, reached
 
 MORE = Row("speed", "speed", "requests/s", "rate", more=True, bound=True)
 LESS = Row("delay", "delay", "ms", "p50", more=False, added=True)
@@ -431,3 +431,25 @@ def test_the_command_measures_a_real_proxy_and_stops_everything(tmp_path: Path) 
     assert measured["vs_reference"] == 1.0
     assert document["machine"]["python"]
     assert "small JSON, 64 connections [requests/s]" in done.stdout
+
+
+def test_bounds_are_ratios_in_their_own_direction_and_unmeasured_ones_are_left_out() -> None:
+    rows = [row for one in SCENARIOS for row in one.rows]
+    found: report.Cells = {
+        ("json_64", "nginx"): report.Cell(values=[100.0]),
+        ("json_64", "kgb"): report.Cell(values=[25.0]),
+        ("event_cpu", "nginx"): report.Cell(values=[10.0]),
+        ("event_cpu", "kgb"): report.Cell(values=[17.0]),
+        ("event_p99_1000", "kgb"): report.Cell(values=[2.0]),
+        ("event_p99_5000", "kgb"): report.Cell(values=[3.0]),
+    }
+    text, missed = report.bounds(rows, found, "kgb")
+    lines = text.splitlines()[2:]
+    assert [line.split()[-1] for line in lines] == ["yes", "MISSED", "goal"]
+    assert missed == ["event_cpu: 1.70 of nginx, wanted <= 1.6"]
+
+
+def test_every_bound_names_a_row_and_a_server() -> None:
+    rows = {row.name for one in SCENARIOS for row in one.rows}
+    assert {name for bound in BOUNDS for name in (bound.row, bound.of) if name} <= rows
+    assert {bound.against for bound in BOUNDS} <= set(servers.USUAL)

@@ -93,6 +93,18 @@ SCENARIOS: tuple[Scenario, ...] = (
         ),
     ),
     Scenario(
+        "paced_1000",
+        {"mode": "paced", "target": "/stream?gap=1000&stamp=1", "connections": 1000, "body": 300},
+        (4.0, 2.0),
+        (Row("event_p99_1000", "1,000 streams, an event a second: delay, p99", "ms", "p99", more=False),),
+    ),
+    Scenario(
+        "paced_5000",
+        {"mode": "paced", "target": "/stream?gap=1000&stamp=1", "connections": 5000, "body": 300},
+        (4.0, 2.0),
+        (Row("event_p99_5000", "5,000 streams, an event a second: delay, p99", "ms", "p99", more=False),),
+    ),
+    Scenario(
         "memory",
         {"mode": "streams", "target": "/stream?gap=500", "connections": 1000, "body": 300, "warm": 1.0},
         (0.5, 0.2),
@@ -158,6 +170,39 @@ TARGETS: tuple[Target, ...] = (
     Target("first_byte_p50", "reference", 0.5),
     *(Target(name, "reference", 1.0) for name in NOT_BEHIND),
 )
+
+
+@attrs.frozen
+class Bound:
+    """What ``row`` of the gateway must reach and is to reach, as a ratio to ``against``: a server, or the gateway's own row ``of``."""
+
+    row: str
+    against: str
+    must: float
+    goal: float
+    of: str = ""
+
+
+RECORDING = "kgb-off"
+"""The gateway that does not record: what recording costs is told against it."""
+
+BOUNDS: tuple[Bound, ...] = (
+    Bound("json_64", "nginx", 0.20, 0.35),
+    Bound("json_1", "nginx", 4.5, 3.0),
+    Bound("first_byte_p50", "nginx", 5.0, 3.0),
+    Bound("event_cpu", "nginx", 1.6, 1.3),
+    Bound("events_1000", "nginx", 0.80, 0.95),
+    Bound("memory_1000", "nginx", 1.6, 1.2),
+    Bound("up", "nginx", 0.6, 0.9),
+    Bound("down", "nginx", 0.8, 1.2),
+    Bound("agent", "nginx", 0.35, 0.6),
+    Bound("event_p99_5000", "kgb", 2.0, 2.0, of="event_p99_1000"),
+    Bound("start", "reference", 1.5, 1.0),
+    *(Bound(name, RECORDING, 0.90, 0.90) for name in ("json_64", "events_1000")),
+    *(Bound(name, RECORDING, 1.10, 1.10) for name in ("json_1", "first_byte_p50", "event_cpu", "memory_1000")),
+    *(Bound(name, RECORDING, 0.75, 0.75) for name in ("up", "down", "agent")),
+)
+"""With recording on: against nginx in the same minute, and against the same without recording."""
 
 
 def reached(row: Row, value: float, other: float, factor: float) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from tests.bench.figures import TARGETS, Row, reached
+from tests.bench.figures import BOUNDS, TARGETS, Row, reached
 
 YARDSTICKS = ("nginx", "reference")
 
@@ -134,6 +134,33 @@ def document(rows: Sequence[Row], servers: Sequence[str], cells: Cells, machine:
 
 def _finite(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def bounds(rows: Sequence[Row], cells: Cells, server: str) -> tuple[str, list[str]]:
+    """The ratios that ``server`` is to reach, as a table; and a sentence for each that it misses. One that was not measured is no miss
+    here: a run may be of a few figures."""
+    known = {row.name: row for row in rows}
+    lines: list[Sequence[str]] = [("figure", "against", "measured", "must", "goal", "")]
+    missed: list[str] = []
+    for bound in BOUNDS:
+        row, of = known.get(bound.row), known.get(bound.of or bound.row)
+        if row is None or of is None:
+            continue
+        value = cells.get((row.name, server), Cell()).median / cells.get((of.name, bound.against), Cell()).median
+        if math.isnan(value):
+            continue
+        sign = ">=" if row.more else "<="
+        met, whole = _keeps(row, value, bound.must), _keeps(row, value, bound.goal)
+        against = f"{bound.against} {bound.of}".rstrip()
+        verdict = "goal" if whole else "yes" if met else "MISSED"
+        lines.append((row.title, against, number(value), f"{sign} {bound.must:g}", f"{sign} {bound.goal:g}", verdict))
+        if not met:
+            missed.append(f"{row.name}: {number(value)} of {against}, wanted {sign} {bound.must:g}")
+    return columns(lines), missed
+
+
+def _keeps(row: Row, value: float, bound: float) -> bool:
+    return value >= bound if row.more else value <= bound
 
 
 def misses(rows: Sequence[Row], cells: Cells, server: str) -> list[str]:

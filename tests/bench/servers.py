@@ -188,13 +188,13 @@ path = "{directory}/access.log"
 SERVERS: dict[str, Callable[[Place], Command]] = {
     "nginx": nginx,
     "reference": reference,
-    "kgb": gateway("request_id", "access_log", "auth", more=_LOG),
-    "kgb-tap": gateway("request_id", "access_log", "dewey_tap", "auth", more=_LOG),
+    "kgb": gateway("request_id", "access_log", "dewey_tap", "auth", "fiedler", more=_LOG),
+    "kgb-off": gateway("request_id", "access_log", "auth", "fiedler", more=_LOG),
     "kgb-bare": gateway(),
 }
-"""Every proxy the bench knows; ``direct`` is always measured beside them."""
+"""Every proxy the bench knows; ``kgb`` has the usual chain and records, ``kgb-off`` does not record; ``direct`` is always measured beside them."""
 
-USUAL = ("nginx", "reference", "kgb")
+USUAL = ("nginx", "reference", "kgb", "kgb-off")
 """What is compared unless other servers are asked for."""
 
 

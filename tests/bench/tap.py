@@ -46,7 +46,7 @@ PACED = Scenario(
     ),
 )
 
-OFF, ON = "kgb", "kgb-tap"
+OFF, ON = "kgb-off", "kgb"
 BUSY, SLOW, SYNC = "tap-busy", "tap-slow", "tap-sync"
 """Its librarian has a lot to take in; its disk takes 5 MB a second; each of its syncs takes a second."""
 BACKLOG = 200
