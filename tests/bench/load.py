@@ -298,7 +298,7 @@ class Streams:
 
 
 def _watched(spec: Spec) -> list[int]:
-    return proc.tree(int(spec["proxy"])) if spec.get("proxy") else []
+    return proc.serving(int(spec["proxy"])) if spec.get("proxy") else []
 
 
 def streams(spec: Spec) -> Result:

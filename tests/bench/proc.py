@@ -44,6 +44,22 @@ def tree(root: int) -> list[int]:
     return found
 
 
+LIBRARIAN = "\0dewey\0serve\0"
+"""What stands in the arguments of the process that takes in what a gateway recorded, at idle priority, behind its back."""
+
+
+def librarians(processes: list[int]) -> list[int]:
+    """Those of the processes that are a gateway's librarian: what they use is told by itself, as nobody's request waits for them."""
+    return [pid for pid in processes if LIBRARIAN in _read(f"/proc/{pid}/cmdline")]
+
+
+def serving(root: int) -> list[int]:
+    """A server and its descendants but for its librarian: what stands between caller and upstream."""
+    found = tree(root)
+    beside = librarians(found)
+    return [pid for pid in found if pid not in beside]
+
+
 def threads(processes: list[int]) -> dict[tuple[int, str], tuple[float, float]]:
     """(pid, thread id) -> (seconds on a processor, seconds on a run queue) of the living threads; empty without schedstat."""
     found: dict[tuple[int, str], tuple[float, float]] = {}
@@ -134,6 +150,8 @@ class Watch:
     def __init__(self, ours: list[int], proxy: int | None) -> None:
         self._ours = ours
         self.proxy = tree(proxy) if proxy else []
+        self.beside = librarians(self.proxy)
+        self.serving = [pid for pid in self.proxy if pid not in self.beside]
         self._started = time.monotonic()
         self._steal = self._stolen()
         self._threads = threads(self.proxy)

@@ -22,6 +22,7 @@ class Cell:
     quiet: list[float] = attrs.Factory(list)
     last_disturbance: str = ""
     busy: list[float] = attrs.Factory(list)  # share of its core that the server used, a round
+    beside: list[float] = attrs.Factory(list)  # share of a core that its librarian used, a round
     capacity: list[float] = attrs.Factory(list)  # of direct: what load and upstream alone could have done, a round
 
     @property
@@ -71,6 +72,8 @@ def remarks(cells: Cells, row: Row, server: str) -> list[str]:
     if server != "direct" and cell.values and capacity < 2 * cell.median:
         busy = f" (proxy {statistics.median(cell.busy):.0%} busy)" if cell.busy else ""
         found.append(f"generator-bound: direct could not do twice this{busy}")
+    if cell.beside and statistics.median(cell.beside) >= 0.01:
+        found.append(f"its librarian, not counted: {statistics.median(cell.beside):.0%} of a core")
     if cell.disturbed:
         found.append(f"{cell.disturbed} of {len(cell.values)} rounds disturbed ({cell.last_disturbance})")
     return found

@@ -190,15 +190,16 @@ class Bench:
             if scenario.fresh:
                 self._load({**spec, "mode": "closed", "target": "/json", "connections": 64, "seconds": 0.2})
             watch = proc.Watch(self._ours(server), server.root)
-            used, started = proc.Usage.of(watch.proxy), time.monotonic()
+            used, beside = proc.Usage.of(watch.serving), proc.Usage.of(watch.beside)
+            started = time.monotonic()
             if spec["mode"] == "start":
                 result = {"start": server.start_seconds}
             elif scenario.wrk and self.options.use_wrk:
                 result = wrk(spec, self.options.directory)
             else:
                 result = self._load(spec)
-            cpu, seconds = proc.Usage.of(watch.proxy).since(used), time.monotonic() - started
-            result = {"busy": cpu / seconds, **result}
+            cpu, seconds = proc.Usage.of(watch.serving).since(used), time.monotonic() - started
+            result = {"busy": cpu / seconds, "librarian": proc.Usage.of(watch.beside).since(beside) / seconds, **result}
             if result.get("total"):
                 result["cpu"] = cpu / result["total"] * 1e6
             verdict = watch.verdict()
@@ -228,5 +229,6 @@ class Bench:
         cell.repeated += tries - 1
         if name != "direct":
             cell.busy.append(result.get("busy", 0.0))
+            cell.beside.append(result.get("librarian", 0.0))
         elif row.bound:
             cell.capacity.append(row.capacity(result))
