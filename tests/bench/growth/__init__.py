@@ -1,0 +1,1 @@
+"""Cost as work grows: streams, bodies, links, a slow disk, a large spool, instances."""
