@@ -6,26 +6,22 @@ process from then on, and a power cut once it is synced; what does not fit is an
 """
 
 import contextlib
-import errno
-import fcntl
 import logging
-import os
-import struct
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic_ns, time_ns
 
-import attrs
-
-from kgb_gateway.disk import Disk, Files, sync_directory
-from kgb_gateway.record import PAYLOAD_CAP, Frame, Kind, encode, pieces
-from kgb_gateway.segments import Name, SegmentReader, head_of, segments_in
-from kgb_gateway.tail import RESERVE, Gap, Tail
-
-SYNC_SECONDS = 0.05
-"""Longest time between the append of a frame and the call that makes it outlive a power cut, on a disk that keeps up."""
+from kgb_gateway.disk import Files
+from kgb_gateway.record import NO_EXCHANGE, PAYLOAD_CAP, Kind, pieces
+from kgb_gateway.segments import segments_in
+from kgb_gateway.spooling import BEGUN as BEGUN  # noqa: PLC0414 - from here everybody takes them
+from kgb_gateway.spooling import SEGMENT_SIZE as SEGMENT_SIZE  # noqa: PLC0414
+from kgb_gateway.spooling import JournalOptions as JournalOptions  # noqa: PLC0414
+from kgb_gateway.spooling import Spooling, gap_payload, lost_payload
+from kgb_gateway.spooling import gap_of as gap_of  # noqa: PLC0414
+from kgb_gateway.tail import MISSING, RESERVE, Gap, Lost, Tail
 
 RETRY_SECONDS = 1.0
 """How long the drain waits after the disk has refused it."""
@@ -33,76 +29,39 @@ RETRY_SECONDS = 1.0
 STOP_SECONDS = 5.0
 """How long the end of the process waits for the disk. What is not on disk then is taken from the tail at the next start."""
 
-SEGMENT_SIZE = 512 * 1024 * 1024
-"""Bytes after which a new segment is begun."""
-
-SEGMENT_SECONDS = 3600.0
-"""Seconds after which a segment that holds anything is finished."""
-
-BEGUN = ".begun"
-"""What a file is called, behind its instance, until it is a segment."""
-
 SMALL = 4096
 """Bytes of a body that are appended together with the head before them."""
 
+HURRY = 4 * 1024 * 1024
+"""Bytes in memory from which on the drain does not wait for ``sync_seconds`` to pass: the ring would fill."""
+
+OPEN_ROOM = 1024
+"""Bytes of the ring that are kept free for each exchange that has begun: for its gaps and its end."""
+
 _ASKING = (Kind.REQUEST_HEAD, Kind.REQUEST_BYTES)
 _ANSWERING = (Kind.RESPONSE_HEAD, Kind.RESPONSE_BYTES)
-_GAP = struct.Struct("<BQQ")
 
 _log = logging.getLogger("kgb.journal")
 
 
-@attrs.frozen
-class JournalOptions:
-    """``tail_size``: bytes of the ring. ``segment_size`` and ``segment_seconds``: when a segment is finished.
-    ``sync_seconds``: see SYNC_SECONDS. ``watermark``: bytes that stay free on the disk. ``cap``: most bytes of all segments in
-    the spool; 0 is no cap.
-    """
-
-    tail_size: int = 32 * 1024 * 1024
-    segment_size: int = SEGMENT_SIZE
-    segment_seconds: float = SEGMENT_SECONDS
-    sync_seconds: float = SYNC_SECONDS
-    watermark: int = 256 * 1024 * 1024
-    cap: int = 20 * 1024**3
-
-
-@attrs.define
-class Counters:
-    """What went wrong. ``gap_bytes`` of body are in ``gaps``; ``unsaid_bytes`` are missing without a gap that says which (no slot
-    was free); ``failures`` of the disk; ``recovered`` frames of an earlier process."""
-
-    gaps: int = 0
-    gap_bytes: int = 0
-    unsaid_bytes: int = 0
-    failures: int = 0
-    recovered: int = 0
-
-
-class Journal:
+class Journal(Spooling):
     """The journal of one instance. ``append`` and ``body`` on the loop; one thread of its own drains."""
 
     def __init__(
         self, spool: Path, instance: str, tail: Tail, options: JournalOptions, version: str, files: Files | None = None
     ) -> None:
-        self.spool = spool
-        self.instance = instance
-        self.counters = Counters()
+        super().__init__(spool, instance, tail, options, version, files)
         self.failing = ""
-        self._tail = tail
-        self._options = options
-        self._version = version
-        self._files: Files = files or Disk()
-        self._fd = -1
-        self._segment_size = 0
-        self._segment_began = 0.0
-        self._sequence_on_disk = 0
+        self._open = 0
+        self._keep = RESERVE
+        self._slotless: dict[tuple[bytes, int], Gap] = {}
         self._wake = threading.Event()
         self._awake = self._wake.is_set
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._next_look = 0.0
         self._hurry = threading.Event()
+        self._hurried = self._hurry.is_set
         self._awaited: list[tuple[int, Callable[[str], None]]] = []
         self._awaited_lock = threading.Lock()
 
@@ -121,6 +80,48 @@ class Journal:
             self._wake.set()
         return True
 
+    def begin(self, exchange: bytes, head: bytes) -> bool:
+        """Append the first frame of an exchange, which ``end`` will end. False where there is no room for the two and what may have to be told
+        between them: then nothing of it is recorded, it counts as lost, and its bytes go to ``lose``."""
+        tail = self._tail
+        if (tail.lost is None or self._tell_lost()) and tail.append(
+            Kind.REQUEST_HEAD, exchange, time_ns(), monotonic_ns(), head, self._keep + OPEN_ROOM
+        ):
+            self._begun()
+            return True
+        self.counters.lost += 1
+        tail.lose((tail.lost or Lost()).more(1, 0, 0, time_ns()))
+        return False
+
+    def _begun(self) -> None:
+        self._open += 1
+        self._keep += OPEN_ROOM
+        if not self._awake():
+            self._wake.set()
+
+    def lose(self, up: int, down: int) -> None:
+        """Bytes of a lost exchange's bodies that have passed."""
+        self.counters.lost_bytes += up + down
+        self._tail.lose((self._tail.lost or Lost()).more(0, up, down, time_ns()))
+
+    def _tell_lost(self) -> bool:
+        """A frame tells of what was lost, when the ring has half emptied: before that, more would be lost at once."""
+        lost = self._tail.lost
+        if lost is None:
+            return True
+        if self.lag > self._tail.size // 2 or not self.append(Kind.NOTE, NO_EXCHANGE, lost_payload(lost)):
+            return False
+        self._tail.lose(None)
+        return True
+
+    def head(self, exchange: bytes, head: bytes) -> bool:
+        """Append the head of a response; False, and a gap, when there is no room."""
+        if not self._tail.append(Kind.RESPONSE_HEAD, exchange, time_ns(), monotonic_ns(), head, self._keep):
+            return self._miss(Kind.RESPONSE_HEAD, exchange, 0, len(head))
+        if not self._awake():
+            self._wake.set()
+        return True
+
     def body(self, kind: Kind, exchange: bytes, offset: int, data: bytes) -> bool:
         """Append body bytes that stand at ``offset`` of their direction; False, and a gap, when there is no room."""
         tail = self._tail
@@ -129,43 +130,61 @@ class Journal:
         if len(data) > PAYLOAD_CAP:
             done = 0
             for piece in pieces(data):
-                if not tail.append(kind, exchange, time_ns(), monotonic_ns(), piece, RESERVE):
+                if not tail.append(kind, exchange, time_ns(), monotonic_ns(), piece, self._keep):
                     return self._miss(kind, exchange, offset + done, len(data) - done)
                 done += len(piece)
-        elif not tail.append(kind, exchange, time_ns(), monotonic_ns(), data, RESERVE):
+        elif not tail.append(kind, exchange, time_ns(), monotonic_ns(), data, self._keep):
             return self._miss(kind, exchange, offset, len(data))
         if not self._awake():
             self._wake.set()
+        if len(data) > SMALL and tail.written - tail.drained > HURRY and not self._hurried():
+            self._hurry.set()
         return True
 
-    def request(self, exchange: bytes, head: bytes, data: bytes) -> bool:
-        """Append a request's head and its body; False when something of it has no room."""
-        return self._start(_ASKING, exchange, head, data)
+    def request(self, exchange: bytes, head: bytes, data: bytes) -> bool | None:
+        """``begin``, and the request's body. False when something of the body has no room, None when all of it is lost."""
+        tail = self._tail
+        if len(data) <= SMALL and not tail.gaps and tail.lost is None:
+            keep = self._keep + OPEN_ROOM
+            if tail.append_two(_ASKING, exchange, time_ns(), monotonic_ns(), head, data, keep):
+                self._begun()
+                return True
+        if self.begin(exchange, head):
+            return self.body(Kind.REQUEST_BYTES, exchange, 0, data)
+        self.lose(len(data), 0)
+        return None
 
     def response(self, exchange: bytes, head: bytes, data: bytes) -> bool:
-        """Append a response's head and the first bytes of its body; the same."""
-        return self._start(_ANSWERING, exchange, head, data)
-
-    def _start(self, kinds: tuple[Kind, Kind], exchange: bytes, head: bytes, data: bytes) -> bool:
-        tail, now = self._tail, (time_ns(), monotonic_ns())
-        if len(data) > SMALL or tail.gaps or not tail.append_two(kinds, exchange, *now, head, data, RESERVE):
-            whole = self.append(kinds[0], exchange, head)
-            return self.body(kinds[1], exchange, 0, data) and whole
-        if not self._awake():
-            self._wake.set()
-        return True
+        """Append a response's head and the first bytes of its body; False when something of them has no room."""
+        tail = self._tail
+        small = len(data) <= SMALL and not tail.gaps
+        if small and tail.append_two(_ANSWERING, exchange, time_ns(), monotonic_ns(), head, data, self._keep):
+            if not self._awake():
+                self._wake.set()
+            return True
+        whole = self.head(exchange, head)
+        return self.body(Kind.RESPONSE_BYTES, exchange, 0, data) and whole
 
     def _miss(self, kind: Kind, exchange: bytes, offset: int, length: int) -> bool:
-        known = (exchange, kind) in self._tail.gaps
+        key = (exchange, kind)
+        gap = self._slotless.get(key)
+        if gap is not None:
+            gap.length = offset + length - gap.offset
+            self.counters.unsaid_bytes += length
+            return False
+        known = key in self._tail.gaps
         if self._tail.gap(exchange, kind, offset, length):
             self.counters.gaps += not known
             self.counters.gap_bytes += length
         else:
+            self._slotless[key] = Gap(exchange, kind, offset, length)
             self.counters.unsaid_bytes += length
         return False
 
     def _may_go_on(self, exchange: bytes, kind: int) -> bool:
         """Whether this direction of the exchange has no gap, or one that a frame can tell of now."""
+        if (exchange, kind) in self._slotless:
+            return False  # no slot was free for its gap: it lasts until the end, which tells of it
         found = self._tail.gaps.get((exchange, kind))
         if found is None:
             return True
@@ -180,11 +199,26 @@ class Journal:
 
     def end(self, exchange: bytes, payload: bytes) -> bool:
         """The last frame of an exchange, behind the gaps that it has. False when even the reserve is full."""
-        if self._tail.gaps:
-            for _, gap in list(self._tail.gaps.values()):
-                if gap.exchange == exchange:
-                    self._tell(gap)
-        return self.append(Kind.END, exchange, payload)
+        if self._open:
+            self._open -= 1
+            self._keep -= OPEN_ROOM
+        tail = self._tail
+        if tail.gaps or self._slotless:
+            for kind in MISSING:
+                if (found := tail.gaps.get((exchange, kind))) is not None:
+                    self._tell(found[1])
+                elif (gap := self._slotless.pop((exchange, kind), None)) is not None:
+                    self._say(gap)
+        ended = self.append(Kind.END, exchange, payload)
+        if tail.lost is not None:
+            self._tell_lost()
+        return ended
+
+    def _say(self, gap: Gap) -> None:
+        if self.append(Kind.GAP, gap.exchange, gap_payload(gap)):
+            self.counters.unsaid_bytes -= gap.length
+            self.counters.gap_bytes += gap.length
+            self.counters.gaps += 1
 
     def when_synced(self, told: Callable[[str], None]) -> None:
         """Call ``told`` once everything appended by now outlives a power cut, with ""; or with why it does not, as soon as the
@@ -229,6 +263,7 @@ class Journal:
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Drain what is left, for up to ``seconds``; what stays in the tail is taken at the next start."""
+        self._tell_lost()
         self._stopping.set()
         self._hurry.set()
         self._wake.set()
@@ -238,7 +273,7 @@ class Journal:
                 _log.error("the disk of %s hangs: %d bytes wait for the next start", self.spool, self.lag)
                 return
         self._close_segment()
-        self._tail.close(remove=self.lag == 0 and not self._tail.gaps)
+        self._tail.close(remove=self.lag == 0 and not self._tail.gaps and self._tail.lost is None)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -246,7 +281,8 @@ class Journal:
             self._wake.clear()
             if self._drain():
                 self._tell_awaiting()
-                self._hurry.wait(self._options.sync_seconds)
+                if self.lag < HURRY:
+                    self._hurry.wait(self._options.sync_seconds)
                 self._hurry.clear()
             else:
                 self._tell_awaiting(self.failing)
@@ -280,16 +316,6 @@ class Journal:
             self._close_segment()
         return True
 
-    def _write(self, fd: int, buffers: list[memoryview]) -> None:
-        while buffers:
-            sent = self._files.writev(fd, buffers)
-            if sent <= 0:
-                raise OSError(errno.EIO, "nothing could be written")
-            while buffers and sent >= len(buffers[0]):
-                sent -= len(buffers.pop(0))
-            if sent:
-                buffers[0] = buffers[0][sent:]
-
     def _refused(self, error: OSError) -> None:
         """A write or a sync failed: what this segment holds of it is unknown, so it is begun again in another one."""
         self.counters.failures += 1
@@ -314,81 +340,10 @@ class Journal:
             self.failing = why
         return bool(why)
 
-    def _segment(self, first: int) -> int:
-        """The segment to write to, a new one beginning with frame ``first`` where there is none."""
-        if self._fd >= 0:
-            return self._fd
-        begun = self.spool / f"{self.instance}{BEGUN}"
-        fd = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._fd, self._segment_size, self._segment_began = fd, 0, time.monotonic()
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        name = self._unused(first)
-        self._write(fd, [memoryview(head_of(name, self._version, time.time(), self._tail.salt))])
-        # Only now, held and with its head, is it a segment: nobody can take it for one that was left.
-        os.rename(begun, self.spool / str(name))
-        sync_directory(self.spool)
-        return fd
-
-    def _unused(self, first: int) -> Name:
-        """A name that no segment of an attempt that failed has."""
-        for part in range(10_000):
-            name = Name(self.instance, first, part)
-            if not (self.spool / str(name)).exists():
-                return name
-        raise OSError(errno.EEXIST, "no name is left for a segment")
-
-    def _close_segment(self) -> None:
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
-
     def _close_old(self) -> None:
         if self._segment_size and time.monotonic() - self._segment_began >= self._options.segment_seconds:
             self._close_segment()
             self._segment_size = 0
-
-    # The start.
-
-    def _recover(self) -> None:
-        """Take to disk what an earlier process of this instance left in the tail: each frame once, in order."""
-        left, salt = self._tail.left(), self._tail.salt
-        last = max(self._last_on_disk(), self._tail.on_disk)
-        frames = [frame for frame in left.frames if frame.sequence > last]
-        if frames or left.gaps:
-            fd = self._segment(last + 1)
-            data = b"".join(encode(frame, salt) for frame in frames)
-            last = frames[-1].sequence if frames else last
-            for number, gap in enumerate(left.gaps, 1):
-                data += encode(Frame(last + number, Kind.GAP, gap.exchange, time_ns(), 0, gap_payload(gap)), salt)
-            last += len(left.gaps)
-            self._write(fd, [memoryview(data)])
-            self._files.sync(fd)
-            self._segment_size += len(data)
-            self.counters.recovered = len(frames)
-            _log.warning("%d frames and %d gaps of an earlier process are on disk now", len(frames), len(left.gaps))
-        self._tail.clear(last)
-
-    def _last_on_disk(self) -> int:
-        """The number of the last whole frame in this instance's segments: they are read from the last one back."""
-        for name in reversed(segments_in(self.spool, self.instance)):
-            last = 0
-            with SegmentReader(self.spool / str(name)) as reader:
-                for frame in reader.frames(finished=True):
-                    last = max(last, frame.sequence)
-            if last:
-                return last
-        return 0
-
-
-def gap_payload(gap: Gap) -> bytes:
-    """What a frame says of ``gap``: the kind, where it begins, how long it is."""
-    return _GAP.pack(gap.kind, gap.offset, gap.length)
-
-
-def gap_of(frame: Frame) -> Gap:
-    """The gap that a frame of kind GAP tells of."""
-    return Gap(frame.exchange, *_GAP.unpack(frame.payload))
 
 
 def _size_of(spool: Path) -> int:

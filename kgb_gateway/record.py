@@ -22,10 +22,14 @@ who sends one knows the salt, what looks like a frame behind damage is one.
 
 import enum
 import struct
-import zlib
 from collections.abc import Iterator
 
 import attrs
+
+try:  # of the extra "speed": the same sum in a twelfth of the time
+    from isal.isal_zlib import crc32 as crc32  # noqa: PLC0414
+except ImportError:
+    from zlib import crc32 as crc32  # noqa: PLC0414
 
 MAGIC = b"KGB1"
 
@@ -85,7 +89,7 @@ def header_of(
     if len(payload) > PAYLOAD_CAP:
         raise ValueError(f"a payload of {len(payload)} bytes is longer than {PAYLOAD_CAP}")
     body = pack_header(MAGIC, len(payload), sequence, kind, 0, 0, exchange, wall, monotonic)
-    return body + _CRC.pack(zlib.crc32(payload, zlib.crc32(body, salt)))
+    return body + _CRC.pack(crc32(payload, crc32(body, salt)))
 
 
 def encode(frame: Frame, salt: int = 0) -> bytes:
@@ -118,7 +122,7 @@ def decode(data: bytes | memoryview, at: int = 0, salt: int = 0) -> tuple[Frame,
         return None
     start = at + HEADER.size
     payload = bytes(data[start : start + length])
-    if zlib.crc32(payload, zlib.crc32(data[at : at + _BODY.size], salt)) != checksum:
+    if crc32(payload, crc32(data[at : at + _BODY.size], salt)) != checksum:
         raise Damage(at, "another checksum")
     return Frame(sequence, kind, exchange, wall, monotonic, payload), start + length
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import attrs
 
+from kgb_gateway.disk import BLOCK
 from kgb_gateway.record import Damage, Frame, decode, find
 
 FORMAT = 1
@@ -26,7 +27,7 @@ READ_SIZE = 1024 * 1024
 """Bytes read at a stretch; a reader holds no more than that and one frame."""
 
 _NAME = re.compile(r"(?P<instance>[A-Za-z0-9_.-]{1,64})-(?P<first>[0-9]{20})-(?P<part>[0-9]{4})\.seg")
-_HEAD_CAP = 4096
+_HEAD_CAP = 8192
 
 
 @attrs.frozen(order=True)
@@ -56,8 +57,9 @@ def segments_in(spool: Path, instance: str = "") -> list[Name]:
     return sorted(name for name in names if not instance or name.instance == instance)
 
 
-def head_of(name: Name, gateway: str, at: float, salt: int = 0) -> bytes:
-    """The first line of a segment. ``gateway`` is its version, ``at`` seconds since the epoch, ``salt`` its checksums'."""
+def head_of(name: Name, gateway: str, at: float, salt: int = 0, length: int = -1) -> bytes:
+    """The first line of a segment. ``gateway`` is its version, ``at`` seconds since the epoch, ``salt`` its checksums'. ``length``: it is as
+    long as makes this the rest of a division by ``disk.BLOCK``."""
     head = {
         "format": FORMAT,
         "instance": name.instance,
@@ -66,7 +68,8 @@ def head_of(name: Name, gateway: str, at: float, salt: int = 0) -> bytes:
         "at": at,
         "salt": salt,
     }
-    return b"KGB segment " + json.dumps(head).encode() + b"\n"
+    line = b"KGB segment " + json.dumps(head).encode()
+    return line + (b" " * ((length - len(line) - 1) % BLOCK) if length >= 0 else b"") + b"\n"
 
 
 def is_held(path: Path) -> bool:
@@ -123,6 +126,13 @@ class SegmentReader:
         """Let go of the file."""
         with contextlib.suppress(OSError):
             os.close(self.fd)
+
+    def seek_end(self) -> None:
+        """Go on near the end: at the first whole frame of the last ``READ_SIZE`` bytes, where there is one."""
+        behind = self._head(finished=True)
+        start = max(behind, os.fstat(self.fd).st_size - READ_SIZE)
+        if behind and start > behind and (there := find(os.pread(self.fd, READ_SIZE, start), -1, self.salt)) >= 0:
+            self.offset = start + there
 
     def frames(self, *, finished: bool = False) -> Iterator[Frame]:
         """Every whole frame from ``offset`` on. ``finished``: nobody writes any more, so that a torn end is a finding too."""

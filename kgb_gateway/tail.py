@@ -21,16 +21,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from zlib import crc32
 
 import attrs
 
-from kgb_gateway.record import HEADER, NO_EXCHANGE, Damage, Frame, Kind, decode, pack_header
+from kgb_gateway.record import HEADER, NO_EXCHANGE, Damage, Frame, Kind, crc32, decode, pack_header
 from kgb_gateway.record import MAGIC as FRAME
 
 MAGIC = b"KGBTAIL1"
 PAGE = 4096
-SLOTS = 1024
+SLOTS = 8192
 """Gaps that can be remembered at once, one for each direction of an exchange."""
 
 RESERVE = 64 * 1024
@@ -42,11 +41,14 @@ LEAST = 1024 * 1024
 _FIXED = struct.Struct("<8sQII")  # magic, bytes of the ring, slots, salt of the checksums
 _STATE = struct.Struct("<QQI")  # frames that are on disk, bytes that are; CRC-32
 _STATES = (64, 128)
+_LOST = struct.Struct("<QQQQQQI")  # how often this was written, exchanges, bytes up and down, first and last; CRC-32
+_LOSTS = (256, 320)
 _SLOT = struct.Struct("<16sB7xQQI4x")  # exchange, kind, offset, length; CRC-32
 _HEADER = HEADER.size
 _SMALL = 8192  # bytes that are quicker joined than copied twice
 _POPULATE = mmap.MAP_POPULATE if sys.platform == "linux" else 0
-_BODIES = (Kind.REQUEST_BYTES, Kind.RESPONSE_BYTES, Kind.TO_UPSTREAM, Kind.TO_CALLER)
+MISSING = (Kind.RESPONSE_HEAD, Kind.REQUEST_BYTES, Kind.RESPONSE_BYTES, Kind.TO_UPSTREAM, Kind.TO_CALLER)
+"""What of an exchange may be a gap."""
 
 
 class TailError(Exception):
@@ -63,16 +65,33 @@ class Gap:
     length: int
 
 
+@attrs.frozen
+class Lost:
+    """Exchanges of which nothing is on record, not even that they were: how many began, bytes of body that went ``up`` and ``down``, and
+    between which times (nanoseconds since the epoch)."""
+
+    exchanges: int = 0
+    up: int = 0
+    down: int = 0
+    first: int = 0
+    last: int = 0
+
+    def more(self, exchanges: int, up: int, down: int, now: int) -> "Lost":
+        """With these."""
+        return Lost(self.exchanges + exchanges, self.up + up, self.down + down, self.first or now, now)
+
+
 SHARED_MEMORY = Path("/dev/shm")
 """Where tails are kept, since it is memory and outlives a process; without it they are in the data directory."""
 
 
 @attrs.frozen
 class Left:
-    """What a tail holds that is not on disk: frames in order, and gaps that no frame tells of yet."""
+    """What a tail holds that is not on disk: frames in order, and gaps and lost exchanges that no frame tells of yet."""
 
     frames: tuple[Frame, ...]
     gaps: tuple[Gap, ...]
+    lost: Lost | None = None
 
 
 class Tail:
@@ -88,8 +107,10 @@ class Tail:
         self._memory = memory
         magic, size, slots, self.salt = _FIXED.unpack_from(memory, 0)
         start = PAGE + slots * _SLOT.size
-        if magic != MAGIC or slots != SLOTS or len(memory) != start + size:
+        if magic != MAGIC or not 0 < slots <= SLOTS or len(memory) != start + size:
             raise TailError(f"{path} is no tail of this version")
+        self._slots = slots
+        self._free = list(range(slots))[::-1]
         self._start = start
         self.size = size
         self._turn = 0
@@ -97,6 +118,8 @@ class Tail:
         self.sequence, self.written = self.on_disk, self.drained
         self.mark = (self.sequence, self.written)
         self.gaps: dict[tuple[bytes, int], tuple[int, Gap]] = {}
+        self.lost: Lost | None = None
+        self._losts = 0
 
     @classmethod
     def open(cls, path: Path, size: int, wait: float = 0.0) -> "Tail":
@@ -128,6 +151,10 @@ class Tail:
         if length <= _SMALL and at + _HEADER + length <= self.size:
             at += self._start
             self._memory[at : at + _HEADER + length] = head + payload
+        elif at + _HEADER + length <= self.size:
+            at += self._start
+            self._memory[at + _HEADER : at + _HEADER + length] = payload
+            self._memory[at : at + _HEADER] = head
         else:
             self._copy(written + _HEADER, payload)
             self._copy(written, head)
@@ -202,11 +229,9 @@ class Tail:
         """Remember that ``length`` bytes from ``offset`` on are not on record. False when no slot is free."""
         found = self.gaps.get((exchange, kind))
         if found is None:
-            taken = {slot for slot, _ in self.gaps.values()}
-            if len(taken) >= SLOTS:
+            if not self._free:
                 return False
-            slot = next(number for number in range(SLOTS) if number not in taken)
-            found = self.gaps[exchange, kind] = (slot, Gap(exchange, kind, offset, 0))
+            found = self.gaps[exchange, kind] = (self._free.pop(), Gap(exchange, kind, offset, 0))
         slot, gap = found
         gap.length = offset + length - gap.offset
         self._write_slot(slot, gap)
@@ -216,6 +241,22 @@ class Tail:
         """A frame tells of ``gap`` now."""
         slot, _ = self.gaps.pop((gap.exchange, gap.kind))
         self._memory[PAGE + slot * _SLOT.size : PAGE + (slot + 1) * _SLOT.size] = bytes(_SLOT.size)
+        self._free.append(slot)
+
+    # Lost exchanges: in the state.
+
+    def lose(self, lost: Lost | None) -> None:
+        """Remember ``lost``; None when a frame tells of it."""
+        self.lost, said = lost, lost or Lost()
+        self._losts += 1
+        fields = (self._losts, said.exchanges, said.up, said.down, said.first, said.last)
+        _LOST.pack_into(self._memory, _LOSTS[self._losts % 2], *fields, crc32(struct.pack("<6Q", *fields)))
+
+    def _left_lost(self) -> Lost | None:
+        found = [_LOST.unpack_from(self._memory, at) for at in _LOSTS]
+        whole = [fields[:-1] for fields in found if crc32(struct.pack("<6Q", *fields[:-1])) == fields[-1]]
+        said = Lost(*max(whole)[1:]) if whole else Lost()
+        return None if said == Lost() else said
 
     def _write_slot(self, slot: int, gap: Gap) -> None:
         checksum = crc32(struct.pack("<16sBQQ", gap.exchange, gap.kind, gap.offset, gap.length))
@@ -239,19 +280,24 @@ class Tail:
                     break
                 frames.append(found[0])
                 position = found[1]
-        return Left(tuple(frames), tuple(self._left_gaps()))
+        return Left(tuple(frames), tuple(self._left_gaps()), self._left_lost())
 
     def _left_gaps(self) -> Iterator[Gap]:
-        for slot in range(SLOTS):
+        if self._memory[PAGE : self._start] == bytes(self._start - PAGE):
+            return
+        for slot in range(self._slots):
             exchange, kind, offset, length, checksum = _SLOT.unpack_from(self._memory, PAGE + slot * _SLOT.size)
             whole = crc32(struct.pack("<16sBQQ", exchange, kind, offset, length)) == checksum
-            if exchange != NO_EXCHANGE and kind in _BODIES and whole:
+            if exchange != NO_EXCHANGE and kind in MISSING and whole:
                 yield Gap(exchange, kind, offset, length)
 
     def clear(self, sequence: int) -> None:
         """Begin anew behind ``sequence``: what was left has been taken to disk."""
         self._memory[PAGE : self._start] = bytes(self._start - PAGE)
         self.gaps.clear()
+        self._free = list(range(self._slots))[::-1]
+        self.lost = None
+        self._memory[_LOSTS[0] : _LOSTS[1] + _LOST.size] = bytes(_LOSTS[1] + _LOST.size - _LOSTS[0])
         self.mark_drained(sequence, self.written)
         self.mark_drained(sequence, self.written)
         self.sequence, self.mark = sequence, (sequence, self.written)

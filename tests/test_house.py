@@ -124,6 +124,7 @@ FLOORS = {
     "kgb_gateway.log_writer": 1,
     "kgb_gateway.secret": 1,
     "kgb_gateway.segments": 1,
+    "kgb_gateway.spooling": 1,
     "kgb_gateway.tail": 1,
     # Policies: the links of the chain.
     "fiedler_proxy.middlewares.*": 2,

@@ -21,6 +21,8 @@ from kgb_gateway.dewey.reading import Reading
 from kgb_gateway.dewey.spool import Found, InstanceReader, Layout
 from kgb_gateway.dewey.store.interface import StoreWriter
 from kgb_gateway.dewey.transcripts.model import Json
+from kgb_gateway.spooling import lost_of
+from kgb_gateway.tail import Lost
 
 BATCH_EXCHANGES = 200
 BATCH_SIZE = 16 * 1024 * 1024
@@ -113,6 +115,9 @@ class Ingest:
             key = found.frame.exchange
             if found.frame.sequence <= stream.known and key not in stream.collector.open and self._is_old(stream, key):
                 stream.collector.skip.add(key)
+            lost = lost_of(found.frame)
+            if lost is not None and found.frame.sequence > stream.known:
+                batch.problems.append(_lost(stream.reader.instance, found, lost))
             said = note_of(found.frame)
             if said is not None and found.frame.sequence > stream.known:
                 batch.notes.append(said)
@@ -134,6 +139,8 @@ class Ingest:
             stored = [told for entry in entries if (told := self._add(entry)) is not None]
             for fault in stream.reader.faults:
                 self._problem(Problem(time.time(), stream.reader.instance, str(fault.segment), fault.place, fault.why))
+            for problem in batch.problems:
+                self._problem(problem)
             for said in batch.notes:
                 self._notes(said)
             self._store.set_position(stream.position())
@@ -202,6 +209,7 @@ class _Batch:
 
     exchanges: list[Gathered] = attrs.field(factory=list)
     notes: list[Mapping[str, Json]] = attrs.field(factory=list)
+    problems: list[Problem] = attrs.field(factory=list)
     bytes: int = 0
     frames: int = 0
 
@@ -244,6 +252,15 @@ def _told(placed: Placed) -> Mapping[str, Json]:
         "cost": entry.cost,
         "estimated": entry.estimated,
     }
+
+
+def _lost(instance: str, found: Found, lost: Lost) -> Problem:
+    """Exchanges that left nothing but their number."""
+    why = (
+        f"not on record, since the disk did not keep up: {lost.exchanges} exchanges, {lost.up} bytes that were sent and {lost.down} that "
+        f"were answered, within {(lost.last - lost.first) / 1e9:.1f} s"
+    )
+    return Problem(lost.last / 1e9, instance, str(found.file.name), found.begins, why)
 
 
 def _problem(entry: Entry, why: str) -> Problem:

@@ -60,6 +60,8 @@ class _Tap(Observer):
     _off = False
     _full = False
     _missed = False
+    _lost = False
+    _loses = False
     _up = 0
     _down = 0
 
@@ -78,9 +80,13 @@ class _Tap(Observer):
         if record is not Record.FULL or exchange.local:
             self._begin(exchange, bodies=True)
             return
-        self._full = True
-        if not self._journal.request(self._key, request_head(exchange, link.redactor, record), data):
+        whole = self._journal.request(self._key, request_head(exchange, link.redactor, record), data)
+        if whole:
+            self._full = True
+        else:
             self._missed = True
+            self._full, self._lost = whole is not None, whole is None
+            self._loses = self._lost
         self._up = len(data)
 
     def response_start(self, exchange: Exchange, data: bytes) -> None:
@@ -89,25 +95,32 @@ class _Tap(Observer):
             self._down = len(data)
         else:
             self.response_head(exchange)
+            self.response_bytes(exchange, data)
 
     def request_bytes(self, exchange: Exchange, data: bytes) -> None:
         if self._full:
             self._missed |= not self._journal.body(Kind.REQUEST_BYTES, self._key, self._up, data)
             self._up += len(data)
+        elif self._loses:
+            self._journal.lose(len(data), 0)
 
     def response_head(self, exchange: Exchange) -> None:
         if not self._told:
             self._begin(exchange, bodies=False)  # an answer of the gateway's own: nothing went upstream
-        if not self._off:
-            self._journal.append(Kind.RESPONSE_HEAD, self._key, response_head(exchange, self._link.redactor))
+        if not self._off and not self._lost:
+            self._journal.head(self._key, response_head(exchange, self._link.redactor))
 
     def response_bytes(self, exchange: Exchange, data: bytes) -> None:
         if self._full:
             self._journal.body(Kind.RESPONSE_BYTES, self._key, self._down, data)
             self._down += len(data)
+        elif self._loses:
+            self._journal.lose(0, len(data))
 
     def tunnel_bytes(self, exchange: Exchange, direction: Direction, data: bytes) -> None:
         if not self._full:
+            if self._loses:
+                self._journal.lose(*((len(data), 0) if direction is Direction.TO_UPSTREAM else (0, len(data))))
             return
         if direction is Direction.TO_UPSTREAM:
             self._journal.body(Kind.TO_UPSTREAM, self._key, self._up, data)
@@ -119,7 +132,7 @@ class _Tap(Observer):
     def closed(self, exchange: Exchange) -> None:
         if not self._told:
             self._begin(exchange, bodies=False)
-        if not self._off:
+        if not self._off and not self._lost:
             self._journal.end(self._key, end_of(exchange))
 
     def _begin(self, exchange: Exchange, *, bodies: bool) -> None:
@@ -128,9 +141,9 @@ class _Tap(Observer):
         record = self._link.record_of(exchange)
         self._off = record is Record.OFF or exchange.local
         self._full = record is Record.FULL and bodies and not self._off
-        if not self._off:
-            head = request_head(exchange, self._link.redactor, record)
-            self._missed |= not self._journal.append(Kind.REQUEST_HEAD, self._key, head)
+        if not self._off and not self._journal.begin(self._key, request_head(exchange, self._link.redactor, record)):
+            self._missed = self._lost = True
+            self._full, self._loses = False, self._full
 
     async def durable(self) -> None:
         """Wait until all that is on record of the exchange by now outlives a power cut. ExchangeError (503) when it does not."""
@@ -278,6 +291,8 @@ class DeweyTap:
                 "spool": journal.spool_size,
                 "gaps": counters.gaps,
                 "gap_bytes": counters.gap_bytes,
+                "lost": counters.lost,
+                "lost_bytes": counters.lost_bytes,
                 "failures": counters.failures,
             }
         }

@@ -45,7 +45,8 @@ def _show(said: dict[str, Any]) -> None:
     journal = said.get("journal")
     if journal:
         behind = f"{size(journal['waiting'])} wait for the disk, {size(journal['spool'])} in the spool"
-        line(f"record: {journal['failing'] or 'sound'}, {behind}, {journal['gaps']} gaps")
+        lost = f", {journal['lost']} exchanges lost" if journal["lost"] else ""
+        line(f"record: {journal['failing'] or 'sound'}, {behind}, {journal['gaps']} gaps{lost}")
     shadow = said.get("shadow")
     if shadow:
         line(

@@ -16,7 +16,9 @@ from kgb_gateway.dewey.spool import InstanceReader, Layout
 from kgb_gateway.journal import gap_of
 from kgb_gateway.record import NO_EXCHANGE, Frame, Kind
 from kgb_gateway.said import key_of
+from kgb_gateway.spooling import lost_of
 
+_LOGGED = ("bytes_in", "bytes_out")
 _BODIES = {Kind.REQUEST_BYTES: "request_size", Kind.RESPONSE_BYTES: "response_size"}
 
 
@@ -35,7 +37,7 @@ class _Told:
 @attrs.frozen
 class Audit:
     """``journalled``: body bytes on record, ``gaps``: bytes it says are missing, ``untold``: missing without a word. ``unended``: exchanges
-    that have no end there; ``unknown``: that have nothing at all; ``faults``: of segments."""
+    that have no end there; ``unknown``: that have nothing at all, and of which no note tells either; ``faults``: of segments."""
 
     exchanges: int
     journalled: int
@@ -53,22 +55,25 @@ class Audit:
         adopt(home, layout.spool, "bench")
         readers = [InstanceReader(layout, Position(instance)) for instance in layout.instances()]
         told: dict[bytes, _Told] = {}
-        journalled = gaps = 0
+        journalled = gaps = lost = lost_bytes = 0
         for found in itertools.chain.from_iterable(reader.frames() for reader in readers):
             frame = found.frame
             if frame.exchange == NO_EXCHANGE:
+                if (said := lost_of(frame)) is not None:
+                    lost, lost_bytes = lost + said.exchanges, lost_bytes + said.up + said.down
                 continue
             one = told.setdefault(frame.exchange, _Told())
             journalled += enter(one, frame)
             gaps += gap_of(frame).length if frame.kind == Kind.GAP else 0
-        logged = set(_logged(home / "access.log"))
+        logged = dict(_logged(home / "access.log"))
+        unknown = [size for key, size in logged.items() if key not in told]
         return cls(
-            exchanges=len(logged | set(told)),
+            exchanges=len(logged.keys() | told.keys()),
             journalled=journalled,
-            gaps=gaps,
-            untold=sum(one.untold() for one in told.values()),
+            gaps=gaps + lost_bytes,
+            untold=sum(one.untold() for one in told.values()) + abs(sum(unknown) - lost_bytes),
             unended=sum(one.sizes is None for one in told.values()),
-            unknown=len(logged - set(told)),
+            unknown=abs(len(unknown) - lost),
             faults=sum(len(reader.faults) for reader in readers),
         )
 
@@ -77,7 +82,8 @@ def enter(one: _Told, frame: Frame) -> int:
     """Count a frame to its exchange; body bytes in it."""
     if frame.kind == Kind.GAP:
         gap = gap_of(frame)
-        one.known[_BODIES[Kind(gap.kind)]] += gap.length
+        if gap.kind in _BODIES:
+            one.known[_BODIES[Kind(gap.kind)]] += gap.length
     elif frame.kind == Kind.END:
         said = json.loads(frame.payload)
         one.sizes = {name: int(said[name]) for name in _BODIES.values()}
@@ -87,9 +93,10 @@ def enter(one: _Told, frame: Frame) -> int:
     return 0
 
 
-def _logged(log: Path) -> Iterator[bytes]:
+def _logged(log: Path) -> Iterator[tuple[bytes, int]]:
+    """Every exchange, and how many bytes of body it had."""
     with log.open(encoding="utf-8") as lines:
         for line in lines:
             said = json.loads(line)
             if "id" in said:  # else it says how many lines were dropped
-                yield key_of(said["id"])
+                yield key_of(said["id"]), sum(said.get(name, 0) for name in _LOGGED)
