@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fiedler_proxy.clock import LONGEST, Clock
+from fiedler_proxy.clock import LONGEST, LOOKS, Clock
 
 
 class Seen:
@@ -75,3 +75,31 @@ async def test_one_may_be_forgotten_while_it_looks() -> None:
     async with asyncio.timeout(10):
         await forgets.event.wait()
     assert all(seen.looks <= 1 for seen in both)
+
+
+async def test_many_are_looked_at_a_few_at_a_time_and_all_of_them() -> None:
+    clock, turns = Clock(), list[int]()
+
+    class One(Seen):
+        def look(self, now: float) -> None:
+            super().look(now)
+            turn[0] += 1
+            if turn[0] == 1:
+                asyncio.get_running_loop().call_soon(told)
+
+    def told() -> None:
+        turns.append(turn[0])
+        turn[0] = 0
+
+    turn = [0]
+    many = [One(clock, until=2) for _ in range(5 * LOOKS + 1)]
+    for one in many:
+        clock.watch(one, 0.08)
+    gone = many.pop()
+    clock.forget(gone)
+    async with asyncio.timeout(20):
+        for one in many:
+            await one.event.wait()
+    assert gone.looks == 0
+    assert max(turns) <= LOOKS
+    assert {one.looks for one in many} == {2}
