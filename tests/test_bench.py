@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bench import __main__ as command
-from tests.bench import load, proc, report, runner, servers, upstream
+from tests.bench import load, proc, report, runner, servers, shapes, upstream
 from tests.bench.figures import BOUNDS, SCENARIOS, TARGETS, Row, Scenario, reached
 
 MORE = Row("speed", "speed", "requests/s", "rate", more=True, bound=True)
@@ -83,7 +83,7 @@ def ask(port: int, *parts: bytes) -> tuple[bytes, bytes]:
 def test_upstream_answers_json_after_the_whole_request(far: Far, parts: tuple[bytes, ...]) -> None:
     head, body = ask(far.port, *parts)
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert body == upstream.JSON_BODY
+    assert body == shapes.JSON_BODY
     assert json.loads(body)["type"] == "message"
 
 
@@ -100,7 +100,7 @@ def test_upstream_does_not_answer_before_the_body_has_ended(far: Far) -> None:
 def test_upstream_sends_so_many_events_and_ends_the_stream(far: Far) -> None:
     head, body = ask(far.port, b"GET /stream?count=5&gap=1 HTTP/1.1\r\nHost: a\r\n\r\n")
     assert b"text/event-stream" in head
-    assert body == upstream.CHUNK * 5 + upstream.LAST_CHUNK
+    assert body == shapes.CHUNK * 5 + shapes.LAST_CHUNK
     assert json.loads(ask(far.port, b"GET /stats HTTP/1.1\r\nHost: a\r\n\r\n")[1]) == {
         "streams": 0,
         "events": 5,
@@ -115,16 +115,16 @@ def test_upstream_sends_big_bodies_whole(far: Far) -> None:
 
 
 def test_an_event_carries_its_mark_once() -> None:
-    assert len(upstream.EVENT) == 120
-    assert upstream.EVENT.endswith(b"\n\n")
-    for text in (upstream.CHUNK, upstream.STREAM_HEAD + upstream.CHUNK):
-        assert text.count(upstream.EVENT_MARK) == 1
-    assert upstream.EVENT_MARK not in upstream.JSON_ANSWER
+    assert len(shapes.EVENT) == 120
+    assert shapes.EVENT.endswith(b"\n\n")
+    for text in (shapes.CHUNK, shapes.STREAM_HEAD + shapes.CHUNK):
+        assert text.count(shapes.EVENT_MARK) == 1
+    assert shapes.EVENT_MARK not in shapes.JSON_ANSWER
 
 
 WHOLE = [
-    upstream.JSON_ANSWER,
-    upstream.STREAM_HEAD + upstream.CHUNK * 3 + upstream.LAST_CHUNK,
+    shapes.JSON_ANSWER,
+    shapes.STREAM_HEAD + shapes.CHUNK * 3 + shapes.LAST_CHUNK,
     b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 ]
 
@@ -135,7 +135,7 @@ def test_the_end_of_an_answer_is_found_however_it_is_cut(whole: bytes, cuts: lis
     edges = [0, *sorted(cut for cut in set(cuts) if cut < len(whole)), len(whole)]
     ends = [answer.feed(whole[start:end]) for start, end in itertools.pairwise(edges)]
     assert ends == [False] * (len(ends) - 1) + [True]
-    assert answer.events == whole.count(upstream.EVENT_MARK)
+    assert answer.events == whole.count(shapes.EVENT_MARK)
 
 
 @pytest.mark.parametrize(

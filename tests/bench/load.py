@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.bench import proc
-from tests.bench.upstream import EVENT_MARK, LAST_CHUNK, SEND_BUFFER
+from tests.bench.shapes import EVENT_MARK, LAST_CHUNK, MESSAGES, asking
+from tests.bench.upstream import SEND_BUFFER
 
 Spec = dict[str, Any]
 Result = dict[str, float]
@@ -79,14 +80,19 @@ class Answer:
 
 
 def request(spec: Spec) -> bytes:
-    """The whole request of a spec: target, extra headers, a body of ``body`` bytes (POST) or none (GET)."""
-    size = int(spec.get("body", 0))
-    lines = [f"{'POST' if size else 'GET'} {spec['target']} HTTP/1.1", f"Host: 127.0.0.1:{spec['port']}"]
+    """The whole request of a spec: target, extra headers, a body of ``body`` bytes (POST) or none (GET). With ``spoken`` the same as
+    a request of the Messages API, with a body that says what is wanted."""
+    target, size = str(spec["target"]), int(spec.get("body", 0))
+    body = asking(target, size) if spec.get("spoken") else b"x" * size
+    lines = [
+        f"{'POST' if body else 'GET'} {MESSAGES if spec.get('spoken') else target} HTTP/1.1",
+        f"Host: 127.0.0.1:{spec['port']}",
+    ]
     lines += [f"{name}: {value}" for name, value in dict(spec.get("headers", {})).items()]
     lines += ["Accept: application/json", "anthropic-version: 2023-06-01", "User-Agent: bench"]
-    if size:
-        lines += ["Content-Type: application/json", f"Content-Length: {size}"]
-    return "\r\n".join([*lines, "", ""]).encode() + b"x" * size
+    if body:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def connect(spec: Spec, blocking: bool = True) -> socket.socket:

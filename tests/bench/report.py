@@ -111,8 +111,14 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([rendered[0], "-" * len(rendered[0]), *rendered[1:]])
 
 
-def document(rows: Sequence[Row], servers: Sequence[str], cells: Cells, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as JSON: {"machine": ..., "figures": {row: {"title", "unit", "more", "servers": {name: ...}}}}."""
+def document(
+    rows: Sequence[Row],
+    servers: Sequence[str],
+    cells: Cells,
+    machine: Mapping[str, Any],
+    skipped: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The same as JSON: {"machine": ..., "figures": {row: {"title", "unit", "more_is_better", "servers": {name: ...}}}, "skipped": ...}."""
     figures: dict[str, Any] = {}
     for row in rows:
         measured = {name: cells[row.name, name] for name in servers if (row.name, name) in cells}
@@ -127,12 +133,32 @@ def document(rows: Sequence[Row], servers: Sequence[str], cells: Cells, machine:
                     "repeated": cell.repeated,
                     "disturbed": cell.disturbed,
                     "notes": remarks(cells, row, name),
+                    "cell": attrs.asdict(cell),
                     **{f"vs_{other}": _finite(ratio(cells, row, name, other)) for other in YARDSTICKS},
                 }
                 for name, cell in measured.items()
             },
         }
-    return {"machine": dict(machine), "figures": figures}
+    return {"machine": dict(machine), "figures": figures, "skipped": dict(skipped or {})}
+
+
+def restored(told: Mapping[str, Any], cells: Cells) -> None:
+    """Add to ``cells`` what a document tells, as if its rounds had been measured now."""
+    for row, figure in told["figures"].items():
+        for name, each in figure["servers"].items():
+            cell, more = cells.setdefault((row, name), Cell()), Cell(**each["cell"])
+            for values, further in (
+                (cell.values, more.values),
+                (cell.quiet, more.quiet),
+                (cell.busy, more.busy),
+                (cell.beside, more.beside),
+                (cell.capacity, more.capacity),
+            ):
+                values += further
+            cell.repeated += more.repeated
+            cell.last_disturbance = more.last_disturbance or cell.last_disturbance
+            for note in more.notes:
+                cell.note(note)
 
 
 def _finite(value: float) -> float | None:

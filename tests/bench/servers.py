@@ -13,47 +13,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import attrs
-
+from tests.bench.load import request
+from tests.bench.peers import PEERS
+from tests.bench.place import Command, Missing, Place, StartError
 from tests.bench.upstream import listen
 
+__all__ = ["SERVERS", "USUAL", "Command", "FarEnd", "Missing", "Place", "Server", "StartError", "cores", "gateway"]
+
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 15.0
 STOP_SECONDS = 8.0
 _PARENT_DEATH = 1  # prctl(PR_SET_PDEATHSIG): nothing outlives a bench that was killed
-
-
-class Missing(Exception):
-    """This server cannot run here; the text says why. The bench goes on without it."""
-
-
-class StartError(Exception):
-    """A server that should run did not; the text ends with what it printed."""
-
-
-@attrs.frozen
-class Place:
-    """Where one server lives: its own directory, its port, the upstream's port."""
-
-    directory: Path
-    port: int
-    upstream: int
-
-    def write(self, name: str, text: str) -> Path:
-        path = self.directory / name
-        path.write_text(text, encoding="utf-8")
-        return path
-
-
-@attrs.frozen
-class Command:
-    """What is started, and the headers that callers must send to it."""
-
-    argv: Sequence[str]
-    headers: dict[str, str] = attrs.Factory(dict)
 
 
 @functools.cache
@@ -73,8 +45,14 @@ def _pinned(core: set[int]) -> Callable[[], None]:
     return prepare
 
 
-def spawn(argv: Sequence[str], core: set[int], output: Path, stdout: int | None = None) -> "subprocess.Popen[str]":
-    """A child on the given core, its output in a file, its standard input held open by this process."""
+def spawn(
+    argv: Sequence[str],
+    core: set[int],
+    output: Path,
+    stdout: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> "subprocess.Popen[str]":
+    """A child on the given core, its output in a file, its standard input held open by this process. ``environment``: beside ours."""
     with output.open("a", encoding="utf-8") as log:
         return subprocess.Popen(
             argv,
@@ -82,6 +60,7 @@ def spawn(argv: Sequence[str], core: set[int], output: Path, stdout: int | None 
             stdin=subprocess.PIPE,
             stdout=log if stdout is None else stdout,
             stderr=log,
+            env={**os.environ, **(environment or {})},
             text=True,
             preexec_fn=_pinned(core),  # noqa: PLW1509 - this process has one thread
         )
@@ -175,7 +154,7 @@ def gateway(*chain: str, more: str = "") -> Callable[[Place], Command]:
 
 def _key(kgb: Sequence[str], config: Path) -> str:
     argv = (*kgb, "keys", "create", "bench", "--config", str(config))
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=START_SECONDS)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=15)
     if done.returncode:
         raise StartError(f"no key could be made: {done.stderr.strip()[-500:]}")
     return done.stdout.strip()
@@ -191,8 +170,9 @@ SERVERS: dict[str, Callable[[Place], Command]] = {
     "kgb": gateway("request_id", "access_log", "dewey_tap", "auth", "fiedler", more=_LOG),
     "kgb-off": gateway("request_id", "access_log", "auth", "fiedler", more=_LOG),
     "kgb-bare": gateway(),
+    **PEERS,
 }
-"""Every proxy the bench knows; ``kgb`` has the usual chain and records, ``kgb-off`` does not record; ``direct`` is always measured beside them."""
+"""Every proxy the bench knows, the peers (peers.py) last; ``kgb`` has the usual chain and records, ``kgb-off`` does not record; ``direct`` is always measured beside them."""
 
 USUAL = ("nginx", "reference", "kgb", "kgb-off")
 """What is compared unless other servers are asked for."""
@@ -205,6 +185,7 @@ class Server:
         self.name = name
         self.root: int | None = None
         self.headers: dict[str, str] = {}
+        self.spoken = False
         self.port = upstream
         self.start_seconds = 0.0
         self._child: subprocess.Popen[str] | None = None
@@ -216,10 +197,10 @@ class Server:
         command = SERVERS[self.name](place)
         log = place.directory / "output.log"
         started = time.monotonic()
-        self._child = spawn(command.argv, cores()[0], log)
-        self.root, self.port, self.headers = self._child.pid, place.port, command.headers
+        self._child = spawn(command.argv, cores()[0], log, environment=command.environment)
+        self.root, self.port, self.headers, self.spoken = self._child.pid, place.port, command.headers, command.spoken
         try:
-            answer = self._wait()
+            answer = self._wait(command.patience)
         except BaseException:
             self.stop()
             raise
@@ -228,9 +209,9 @@ class Server:
             self.stop()
             raise StartError(f"{self.name} did not answer on port {place.port}: {log.read_text()[-2000:]}")
 
-    def _wait(self) -> bool:
+    def _wait(self, seconds: float) -> bool:
         """True as soon as a request comes back with 200."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._child is not None and self._child.poll() is None:
             if self.get("/json").startswith(b"HTTP/1.1 200"):
                 return True
@@ -238,12 +219,11 @@ class Server:
         return False
 
     def get(self, target: str) -> bytes:
-        """First bytes of the answer to one GET on a fresh connection; b"" when there is none."""
-        lines = [f"GET {target} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", "Connection: close"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        """First bytes of the answer to one request without a body (of its own) on a fresh connection; b"" when there is none."""
+        headers = {"Connection": "close", **self.headers}
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock:
-                sock.sendall("\r\n".join([*lines, "", ""]).encode())
+                sock.sendall(request({"target": target, "port": self.port, "headers": headers, "spoken": self.spoken}))
                 return sock.recv(65536)
         except OSError:
             return b""

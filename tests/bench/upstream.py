@@ -8,11 +8,12 @@ It owns what the far end of every bench request does, told by the path (query va
                                            each says when it was sent: nanoseconds of the monotonic clock behind the mark;
 - ``/stats``                               JSON: open streams, events sent, events skipped, requests.
 
+The same may be asked for in the shape of the Messages API (``/v1/messages``, see shapes.py), and is answered in it.
+
 Request bodies are read to their end and dropped before the answer starts. It must not be used as an HTTP server for
 anything else: it understands the requests of this bench and nothing more.
 """
 
-import functools
 import json
 import re
 import select
@@ -21,33 +22,11 @@ import socket
 import sys
 import time
 
-EVENT_MARK = b"@"
-"""Occurs exactly once in every event, near its start, and nowhere else in a response: counting it counts events."""
+from tests.bench.shapes import JSON_ANSWER, LAST_CHUNK, MESSAGES, RAW, SPOKEN, asked, fixed
 
-_EVENT_START = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"text":"@'
-EVENT = _EVENT_START + b"x" * (120 - len(_EVENT_START) - 5) + b'"}}\n\n'
-CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
-STAMPED = CHUNK.replace(EVENT_MARK + b"x" * 20, EVENT_MARK + b"%020d")
-"""A chunk, but for the time at which it is sent."""
-
-LAST_CHUNK = b"0\r\n\r\n"
-STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
-    b"request-id: req_011CSHoEeqs5C35K2UUqR7Fy\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-JSON_BODY = json.dumps(
-    {
-        "id": "msg_01XFDUDYJgAACzvnptvVoYEL",
-        "type": "message",
-        "role": "assistant",
-        "model": "bench",
-        "content": [{"type": "text", "text": "Hello! How can I help you today?"}],
-        "stop_reason": "end_turn",
-        "usage": {"input_tokens": 12, "output_tokens": 9},
-    }
-).encode()
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+_SPOKEN = MESSAGES.encode()
 _QUERY = re.compile(rb"(\w+)=(\d+)")
 _WHEEL = 4096
 _PENDING_CAP = 256 * 1024
@@ -56,33 +35,20 @@ SEND_BUFFER = 256 * 1024
 _DISCARD = bytearray(1 << 20)
 
 
-def fixed(body: bytes, content_type: bytes = b"application/json") -> bytes:
-    """A complete 200 response with a content length."""
-    head = (
-        b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nrequest-id: req_011CSHoEeqs5C35K2UUqR7Fy\r\nContent-Length: %d\r\n\r\n"
-    )
-    return head % (content_type, len(body)) + body
-
-
-@functools.lru_cache(maxsize=4)
-def filler(size: int) -> bytes:
-    """A complete response of so many bytes, made once."""
-    return fixed(b"x" * size, b"application/octet-stream")
-
-
-JSON_ANSWER = fixed(JSON_BODY)
-
-
 class Connection:
     """One accepted connection: where its current request stands."""
 
-    __slots__ = ("buffer", "count", "fd", "gap", "left", "pending", "sock", "stamped", "streaming", "tail", "target")
+    __slots__ = (
+        "buffer", "count", "fd", "gap", "kept", "left", "pending", "shape", "sock", "stamped", "streaming", "tail", "target",
+    )  # fmt: skip
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.buffer = b""  # bytes before a complete request head
         self.target = b""
+        self.shape = RAW
+        self.kept: bytearray | None = None  # of a body that says what is wanted: what has come of it
         self.left = 0  # body bytes still to come; -1: chunked, until the last chunk
         self.tail = b""
         self.pending = memoryview(b"")  # bytes that did not fit into the socket
@@ -156,7 +122,7 @@ class Upstream:
 
     def readable(self, connection: Connection) -> None:
         try:
-            if connection.left > 0:  # known length: let the kernel drop it without a copy
+            if connection.left > 0 and connection.kept is None:  # known length: let the kernel drop it without a copy
                 size = connection.sock.recv_into(_DISCARD, min(connection.left, len(_DISCARD)), socket.MSG_TRUNC)
                 connection.left -= size
                 if size and not connection.left:
@@ -166,6 +132,8 @@ class Upstream:
                 data = connection.sock.recv(1 << 18)
                 if data and connection.left < 0:
                     self.chunked(connection, data)
+                elif data and connection.left:
+                    self.told(connection, data)
                 elif data:
                     self.request(connection, connection.buffer + data if connection.buffer else data)
         except BlockingIOError:
@@ -184,11 +152,13 @@ class Upstream:
         start = data.find(b" ") + 1
         connection.target = data[start : data.find(b" ", start)]
         body = len(data) - end - 4
+        spoken = connection.target.startswith(_SPOKEN)
+        connection.shape, connection.kept = (SPOKEN, bytearray(data[end + 4 :])) if spoken else (RAW, None)
         length = _CONTENT_LENGTH.search(data, 0, end)
         if length is not None:
             connection.left = int(length[1]) - body
         elif _CHUNKED.search(data, 0, end):
-            connection.left, connection.tail = -1, b""
+            connection.left, connection.tail, connection.kept = -1, b"", bytearray() if spoken else None
             if body:
                 self.chunked(connection, data[end + 4 :])
             return
@@ -196,8 +166,18 @@ class Upstream:
             connection.left = 0
             self.answer(connection)
 
+    def told(self, connection: Connection, data: bytes) -> None:
+        """More of a body of known length that says what is wanted."""
+        assert connection.kept is not None
+        connection.kept += data
+        connection.left -= len(data)
+        if not connection.left:
+            self.answer(connection)
+
     def chunked(self, connection: Connection, data: bytes) -> None:
         """The bodies of this bench never hold the bytes of a last chunk, so the end is told by the last five."""
+        if connection.kept is not None:
+            connection.kept += data
         connection.tail = (connection.tail + data[-5:])[-5:]
         if connection.tail == LAST_CHUNK:
             connection.left = 0
@@ -205,7 +185,9 @@ class Upstream:
 
     def answer(self, connection: Connection) -> None:
         self.requests += 1
-        target = connection.target
+        target, shape = connection.target, connection.shape
+        if connection.kept is not None:
+            target, connection.kept = asked(connection.kept), None
         if target.startswith(b"/json"):
             self.send(connection, JSON_ANSWER)
             return
@@ -214,7 +196,7 @@ class Upstream:
             connection.stamped = bool(numbers.get(b"stamp", 0))
             self.stream(connection, numbers.get(b"count", 0), numbers.get(b"gap", 20))
         elif target.startswith(b"/bytes"):
-            self.send(connection, filler(numbers.get(b"size", 0)))
+            self.send(connection, shape.big(numbers.get(b"size", 0)))
         else:
             names = ("streams", "events", "skipped", "requests")
             self.send(connection, fixed(json.dumps({name: getattr(self, name) for name in names}).encode()))
@@ -226,13 +208,14 @@ class Upstream:
         connection.count = count - 1 if count else -1
         self.streams += 1
         self.events += 1
-        self.send(connection, STREAM_HEAD + self.chunk(connection))
+        self.send(connection, connection.shape.begin + self.chunk(connection))
         phase = self.requests * 7 % connection.gap + 1 if count == 0 else connection.gap
         self.wheel[(self.now() + phase) % _WHEEL].append(connection)
 
     @staticmethod
     def chunk(connection: Connection) -> bytes:
-        return STAMPED % time.monotonic_ns() if connection.stamped else CHUNK
+        shape = connection.shape
+        return shape.stamped % time.monotonic_ns() if connection.stamped else shape.event
 
     def tick(self) -> None:
         """Send what is due. Late ticks are made up for, so that the offered rate holds on average."""
@@ -245,7 +228,7 @@ class Upstream:
                 if connection.count == 0:
                     connection.streaming = False
                     self.streams -= 1
-                    self.send(connection, LAST_CHUNK)
+                    self.send(connection, connection.shape.end)
                     continue
                 if len(connection.pending) < _PENDING_CAP:
                     self.events += 1
