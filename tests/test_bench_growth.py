@@ -189,8 +189,16 @@ def drawn(points: Points, to: Path) -> dict[str, str]:
     told = {
         "families": {"made": document(FAMILY, points)},
         "figures": {
-            "a": {"title": "rate <a>", "more": True, "servers": {"nginx": {"median": 10}, "kgb": {"median": 5}}},
-            "b": {"title": "delay", "more": False, "servers": {"nginx": {"median": 10}, "kgb": {"median": None}}},
+            "a": {
+                "title": "rate <a>",
+                "more_is_better": True,
+                "servers": {"nginx": {"median": 10}, "kgb": {"median": 5}},
+            },
+            "b": {
+                "title": "delay",
+                "more_is_better": False,
+                "servers": {"nginx": {"median": 10}, "kgb": {"median": None}},
+            },
         },
     }
     return {path.name: path.read_text(encoding="utf-8") for path in plots.draw(told, to)}
@@ -212,10 +220,10 @@ def test_plots_hold_their_words_and_are_the_same_each_time(points: Points, tmp_p
 
 def test_a_rate_is_drawn_as_time_and_what_nginx_has_not_is_left_out() -> None:
     figures = {
-        "a": {"title": "rate", "more": True, "servers": {"nginx": {"median": 10}, "kgb": {"median": 4}}},
-        "b": {"title": "delay", "more": False, "servers": {"nginx": {"median": 10}, "kgb": {"median": 30}}},
-        "c": {"title": "start", "more": False, "servers": {"kgb": {"median": 3}}},
-        "d": {"title": "added", "more": False, "servers": {"nginx": {"median": -0.1}, "kgb": {"median": 3}}},
+        "a": {"title": "rate", "more_is_better": True, "servers": {"nginx": {"median": 10}, "kgb": {"median": 4}}},
+        "b": {"title": "delay", "more_is_better": False, "servers": {"nginx": {"median": 10}, "kgb": {"median": 30}}},
+        "c": {"title": "start", "more_is_better": False, "servers": {"kgb": {"median": 3}}},
+        "d": {"title": "added", "more_is_better": False, "servers": {"nginx": {"median": -0.1}, "kgb": {"median": 3}}},
     }
     assert plots.ratios_of(figures) == {"rate": {"kgb": 2.5}, "delay": {"kgb": 3.0}}
 

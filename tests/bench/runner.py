@@ -17,7 +17,7 @@ import attrs
 
 from tests.bench import proc
 from tests.bench.figures import Result, Row, Scenario
-from tests.bench.load import request
+from tests.bench.load import TIMEOUT, request
 from tests.bench.peers import PEERS
 from tests.bench.report import Cell, Cells, number
 from tests.bench.servers import ROOT, FarEnd, Missing, Server, StartError, cores
@@ -68,7 +68,12 @@ def wrk(spec: dict[str, object], directory: Path) -> Result:
     script = directory / "wrk.lua"
     script.write_text("\n".join(lines), encoding="utf-8")
     url = f"http://127.0.0.1:{spec['port']}{target}"
-    shape = ("-t1", f"-c{spec['connections']}", f"-d{max(1, round(float(str(spec['seconds']))))}s")
+    shape = (
+        "-t1",
+        f"-c{spec['connections']}",
+        f"-d{max(1, round(float(str(spec['seconds']))))}s",
+        f"--timeout={TIMEOUT}s",
+    )
     text = _call(("wrk", *shape, "-s", str(script), url))
     odd = re.search(r"Non-2xx.*|Socket errors.*", text)
     if odd:
