@@ -73,7 +73,7 @@ Over = Callable[["Flow", Exception | None], None]
 class Flow:
     """One exchange on one upstream connection (a wire.Sink)."""
 
-    __slots__ = ("_broken", "_caller", "_chunked", "_connection", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head", "_judge",
+    __slots__ = ("_asked", "_broken", "_caller", "_chunked", "_connection", "_ended", "_exchange", "_farewell", "_framing", "_gateway", "_head", "_heard", "_judge",
                  "_large", "_out", "_over", "_queued", "_request", "_response", "_stopped", "_tunnel", "_untold", "_upload", "_whole",
                  "_written", "turn")  # fmt: skip
 
@@ -108,6 +108,8 @@ class Flow:
         self._queued = False
         self._large = False
         self._whole = b""
+        self._asked: bytes | None = None
+        self._heard = b""
         self.turn = self._caller.turn
 
     @property
@@ -171,6 +173,8 @@ class Flow:
 
     def stop(self) -> None:
         """Let go of everything: after this nothing of the exchange moves."""
+        if self._asked is not None:
+            self._tell()
         self._stopped = True
         self._gateway.clock.forget(self)
         if self._upload is not None:
@@ -245,11 +249,11 @@ class Flow:
         if told or not whole:
             self._tell_head(told)
         else:
-            exchange.tell_request_start(whole)
+            self._asked = whole
             if kept is not None:
                 kept.told = True
         self._whole = head.raw + body
-        self.turn.write(self._write_request)
+        self.turn.write(self._write_request, self._tell)
 
     def _tell_head(self, told: bool) -> None:
         """Observers hear of the request, unless they have."""
@@ -260,6 +264,8 @@ class Flow:
 
     def _write_request(self) -> None:
         """The request, which is whole."""
+        if self._asked is not None:
+            self._tell()
         whole, self._whole = self._whole, b""
         self._connection.write(whole)
         self._connection.finish_request()
@@ -331,15 +337,32 @@ class Flow:
     def _body(self, data: bytes) -> None:
         if len(data) > LARGE:
             self._large = True
-        if self._untold:
-            self._untold = False
-            self._exchange.tell_response_start(data)
-        else:
-            self._exchange.tell_response_bytes(data)
+        if self._heard:
+            self._tell()
+        self._heard = data
         if self._chunked:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
             self._out.append(data)
+
+    def _tell(self) -> None:
+        """Observers hear of what goes on next, before it does."""
+        if self._stopped:
+            return
+        asked, heard = self._asked, self._heard
+        if asked is not None:
+            self._asked = None
+            self._exchange.tell_request_start(asked)
+        if self._untold:
+            self._untold = False
+            if heard:
+                self._heard = b""
+                self._exchange.tell_response_start(heard)
+            else:
+                self._exchange.tell_response_head()
+        elif heard:
+            self._heard = b""
+            self._exchange.tell_response_bytes(heard)
 
     def _transformed(self, data: bytes, *, end: bool = False) -> bytes:
         try:
@@ -372,7 +395,7 @@ class Flow:
             return
         if self._out and not self._large:
             self._queued = True
-            self.turn.write(self._write_out)
+            self.turn.write(self._write_out, self._tell)
         else:
             self._large = False
             self._write_out()
@@ -397,9 +420,8 @@ class Flow:
             self._tunnel.writable()
 
     def _flush(self) -> bool:
-        if self._untold:
-            self._untold = False
-            self._exchange.tell_response_head()
+        if self._heard or self._untold:
+            self._tell()
         out = self._out
         transport = self._caller.transport
         if transport is None or transport.is_closing():

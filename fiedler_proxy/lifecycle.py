@@ -8,6 +8,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Iterable
+from functools import partial
 
 import attrs
 from aiohttp import web
@@ -247,8 +248,9 @@ class Edge:
     def ended(self, request: web.Request, exchange: Exchange, response: RelayResponse) -> None:
         """``Ends``."""
         self._gateway.live.pop(exchange, None)
-        exchange.close(exchange.ending or Outcome.COMPLETED)
-        caller_connection(request).finish(request, response)
+        connection = caller_connection(request)
+        connection.turn.close(partial(exchange.close, exchange.ending or Outcome.COMPLETED))
+        connection.finish(request, response)
 
     def go_on(self, request: web.Request, exchange: Exchange, answer: Awaitable[web.StreamResponse]) -> None:
         """``Ends``."""
