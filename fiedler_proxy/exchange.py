@@ -218,6 +218,8 @@ class Exchange:
     transforms: "tuple[Transform, ...]" = ()
     _shaped: RawHeaders | None = None
     _shape: Shape | None = None
+    _answer: RawHeaders | None = None
+    _answer_shape: Shape | None = None
     _hear: tuple[tuple[Observer, ...], ...] = _NOBODY
     _strikes: dict[int, int] | None = None
     _abort: "Callable[[Outcome], None] | None" = None
@@ -225,8 +227,9 @@ class Exchange:
     def observe(self, observer: Observer) -> None:
         """Attach ``observer``; it hears what happens from now on, in the order of attachment."""
         events = _events_of(observer)
-        if self._hear is _NOBODY and len(events) == len(_EVENTS):
-            self._hear = ((observer,),) * len(_EVENTS)
+        if len(events) == len(_EVENTS):
+            one = (observer,)
+            self._hear = tuple([there + one for there in self._hear])
             return
         hear = [*self._hear]
         for event in events:
@@ -241,6 +244,21 @@ class Exchange:
             self._shaped = self.request_headers
             shape = self._shape = shape_of(self.request_headers)
         return shape
+
+    @property
+    def response_shape(self) -> Shape:
+        """The shape of ``response_headers`` as they are now."""
+        shape = self._answer_shape
+        if shape is None or self._answer is not self.response_headers:
+            self._answer = self.response_headers
+            shape = self._answer_shape = shape_of(self.response_headers)
+        return shape
+
+    def answered(self, status: int, reason: str, headers: RawHeaders, shape: Shape) -> None:
+        """The answer's head, which goes to the caller; ``shape`` is that of ``headers``."""
+        self.status, self.reason = status, reason
+        self.response_headers = self._answer = headers
+        self._answer_shape = shape
 
     def drop_request_header(self, place: int) -> None:
         """Take away the request header at ``place``."""

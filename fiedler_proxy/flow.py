@@ -19,6 +19,7 @@ from fiedler_proxy import heads
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Direction, Exchange, Outcome
 from fiedler_proxy.framing import LAST_CHUNK, chunk
+from fiedler_proxy.headers import shape_of
 from fiedler_proxy.kept import Kept
 from fiedler_proxy.lifecycle import Gateway, ResponseCut
 from fiedler_proxy.server import (
@@ -307,16 +308,17 @@ class Flow:
         keep = request.keep_alive and not (framing.until_close or self._gateway.draining or self._tunnel)
         if next_request_is_lost(request) or (self._upload is not None and self._upload.unasked):
             keep = False  # the caller waits for a 100 that will not come: where its next request begins is unclear
+        shape = shape_of(headers)
         try:
             if self._tunnel is not None:
                 raw = heads.switching_head(head.reason, headers)
             else:
-                raw = heads.response_head(exchange.version, head.status, head.reason, headers, framing, keep)
+                raw = heads.response_head(exchange.version, head.status, head.reason, headers, framing, keep, shape)
         except ValueError:
             self._connection.abort()
             self.fail(_broken(WireError("upstream_garbage", "a header of the answer holds CR, LF or NUL"), exchange))
             return
-        exchange.status, exchange.reason, exchange.response_headers = head.status, head.reason, headers
+        exchange.answered(head.status, head.reason, headers, shape)
         exchange.head_sent = self._untold = True  # told with what comes behind it in this turn, or before it is written
         self._response = RelayResponse(head.status, head.reason, headers, keep)
         self._out.append(raw)

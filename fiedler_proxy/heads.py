@@ -179,10 +179,12 @@ def response_head(
     headers: RawHeaders,
     framing: CallerFraming,
     keep_alive: bool,
+    shape: Shape | None = None,
 ) -> bytes:
-    """A response head for a caller of HTTP ``version``. ValueError when a header would break out of its line."""
+    """A response head for a caller of HTTP ``version``. ValueError when a header would break out of its line. ``shape``: of ``headers``, where
+    it is known."""
     modern = version >= (1, 1)
-    lines = [_status_line(modern, status, reason), *shape_of(headers).lines(headers)]
+    lines = [_status_line(modern, status, reason), *(shape or shape_of(headers)).lines(headers)]
     if framing.chunked:
         lines.append(CHUNKED)
     if not keep_alive and modern:

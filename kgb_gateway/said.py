@@ -30,7 +30,7 @@ def request_head(exchange: Exchange, redactor: Redactor, record: str) -> bytes:
 
 def response_head(exchange: Exchange, redactor: Redactor) -> bytes:
     """What is said of the answer's head."""
-    lines, prints = redactor.head(exchange.response_headers)
+    lines, prints = redactor.head(exchange.response_headers, exchange.response_shape)
     said = _answer(exchange.status, exchange.reason)
     return (said + lines) if not prints else said[:-4] + _pairs(prints).encode("ascii") + b"}\n" + lines
 

@@ -20,7 +20,7 @@ from aiohttp import web
 from fiedler_proxy.config import setting
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.exchange import Exchange, Observer
-from fiedler_proxy.headers import REDACTED, RawHeaders, Shape, shape_of
+from fiedler_proxy.headers import REDACTED, RawHeaders, Shape
 from fiedler_proxy.lifecycle import EXCHANGE
 from fiedler_proxy.server import Handler
 from kgb_gateway.log_writer import LogWriter
@@ -148,7 +148,7 @@ def line_of(exchange: Exchange) -> str:
     )
     ttfb = "null" if first_byte is None else f"{(first_byte - started) * 1000:.3f}"
     duration = 0.0 if ended is None else (ended - started) * 1000
-    upstream_id = _first(exchange.response_headers, shape_of(exchange.response_headers), UPSTREAM_ID_HEADERS)
+    upstream_id = _first(exchange.response_headers, exchange.response_shape, UPSTREAM_ID_HEADERS)
     session = _first(exchange.request_headers, exchange.request_shape, SESSION_HEADERS)
     facts = exchange.facts
     more = _more(exchange.id, upstream_id, session, facts) if upstream_id or session or facts else _NOTHING_MORE
@@ -183,11 +183,17 @@ def _who(caller: str, route: str, slot: str, upstream: str, remote: str) -> str:
 def _more(own_id: str, upstream_id: bytes, session: bytes, facts: dict[str, object]) -> str:
     if upstream_id == own_id.encode("utf-8", "backslashreplace"):
         upstream_id = b""  # the gateway's own errors name its own id where an SDK looks for one
-    kept = _facts(facts) if facts else {}
+    kept = _render_facts(_facts(facts), _quote) if facts else "{}"
+    text = (
+        f'"upstream_request_id":{_quote(upstream_id.decode("latin-1"))},'
+        f'"session":{_quote(session.decode("latin-1"))},"facts":{kept}'
+    )
+    if not _may_hold_a_key(text) and "\x7f" not in text:
+        return text
     return _clean(
         lambda quote: (
             f'"upstream_request_id":{quote(upstream_id.decode("latin-1"))},'
-            f'"session":{quote(session.decode("latin-1"))},"facts":{_render_facts(kept, quote)}'
+            f'"session":{quote(session.decode("latin-1"))},"facts":{_render_facts(_facts(facts), quote)}'
         )
     )
 
