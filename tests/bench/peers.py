@@ -116,10 +116,13 @@ def litellm(place: Place) -> Command:
     key = f"sk-{secrets.token_hex(16)}"
     config = place.write("litellm.yaml", LITELLM_CONFIG.format(upstream=place.upstream, key=key))
     words = ("--host", "127.0.0.1", "--port", str(place.port), "--num_workers", "1", "--telemetry", "False")
-    # Prices of models would be fetched from elsewhere at the start.
-    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
+    # Prices of models would be fetched from elsewhere at the start; more than 500 streams at once would wait for a connection.
+    limits = {"AIOHTTP_CONNECTOR_LIMIT": "16000", "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "16000"}
+    usual = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
     headers = {"Authorization": f"Bearer {key}"}
-    return Command((found, "--config", str(config), *words), headers, environment, spoken=True, patience=SLOW_START)
+    return Command(
+        (found, "--config", str(config), *words), headers, {**usual, **limits}, spoken=True, patience=SLOW_START
+    )
 
 
 def portkey(place: Place) -> Command:
