@@ -33,7 +33,6 @@ _FRAMING = HOP_BY_HOP | {b"content-length"}
 
 _log = logging.getLogger("kgb.exchange")
 
-
 _PLAIN_NAMES: set[str] = set()
 """Names of response headers that were found to be valid ones."""
 
@@ -120,7 +119,6 @@ _STARTING = {_EVENTS.index("response_head"), _EVENTS.index("response_bytes")}
 _REQUEST_START = _EVENTS.index("request_start")
 _REQUEST_STARTING = {_EVENTS.index("request_head"), _EVENTS.index("request_bytes")}
 _NOBODY: tuple[tuple[Observer, ...], ...] = ((),) * len(_EVENTS)
-
 
 _HEARD: dict[type[Observer], tuple[int, ...]] = {}
 
@@ -248,14 +246,12 @@ class Exchange:
     @property
     def response_shape(self) -> Shape:
         """The shape of ``response_headers`` as they are now."""
-        shape = self._answer_shape
-        if shape is None or self._answer is not self.response_headers:
-            self._answer = self.response_headers
-            shape = self._answer_shape = shape_of(self.response_headers)
-        return shape
+        if self._answer_shape is None or self._answer is not self.response_headers:
+            self._answer, self._answer_shape = self.response_headers, shape_of(self.response_headers)
+        return self._answer_shape
 
     def answered(self, status: int, reason: str, headers: RawHeaders, shape: Shape) -> None:
-        """The answer's head, which goes to the caller; ``shape`` is that of ``headers``."""
+        """The answer's head goes to the caller; ``shape`` is that of ``headers``."""
         self.status, self.reason = status, reason
         self.response_headers = self._answer = headers
         self._answer_shape = shape
@@ -429,7 +425,7 @@ class Exchange:
         return self.outcome is not None
 
     def on_abort(self, abort: "Callable[[Outcome], None] | None") -> None:
-        """Say how a running exchange is ended from outside (drain, kill); None takes it back."""
+        """How a running exchange is ended from outside (drain, kill)."""
         self._abort = abort
 
     def abort(self, outcome: Outcome) -> bool:

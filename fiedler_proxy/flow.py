@@ -12,10 +12,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, Protocol
 
-import attrs
 from aiohttp import web
 
 from fiedler_proxy import heads
+from fiedler_proxy.answer import Answer as Answer  # noqa: PLC0414
+from fiedler_proxy.answer import TurnedAway as TurnedAway  # noqa: PLC0414
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Direction, Exchange, Outcome
 from fiedler_proxy.framing import LAST_CHUNK, chunk
@@ -37,24 +38,6 @@ from fiedler_proxy.upload import Upload
 from fiedler_proxy.wire import ResponseHead, Sink, UpstreamConnection, WireError
 
 _log = logging.getLogger("kgb.relay")
-
-
-@attrs.define
-class Answer:
-    """An upstream's answer that was put aside: small, and whole unless it is ``broken``."""
-
-    head: ResponseHead
-    body: list[bytes] = attrs.field(factory=list)
-    size: int = 0
-    broken: bool = False
-
-
-class TurnedAway(Exception):
-    """An upstream answered so that another one is to be asked; ``answer`` is what it said."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.head.status)
-        self.answer = answer
 
 
 class Judge(Protocol):
@@ -349,8 +332,6 @@ class Flow:
 
     def _tell(self) -> None:
         """Observers hear of what goes on next, before it does."""
-        if self._stopped:
-            return
         asked, heard = self._asked, self._heard
         if asked is not None:
             self._asked = None

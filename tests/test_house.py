@@ -73,6 +73,7 @@ FLOORS = {
     "fiedler_proxy.links": 1,
     "fiedler_proxy.turn": 1,
     "fiedler_proxy.way": 1,
+    "fiedler_proxy.answer": 1,
     "fiedler_proxy.flow": 1,
     "fiedler_proxy.gate": 1,
     "fiedler_proxy.hold": 1,
@@ -163,7 +164,7 @@ MODULE_LINES = 400
 FUNCTION_LINES = 60
 LONGER = {
     "fiedler_proxy.exchange": (
-        465,
+        470,
         "what an exchange is, and how observers hear of it, told in place where every exchange does",
     ),
     "fiedler_proxy.lifecycle": (

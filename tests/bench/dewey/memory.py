@@ -31,6 +31,7 @@ CALLERS = 8
 LIMIT_SECONDS = 300.0
 """How long the librarian may take for the backlog."""
 
+START_SECONDS = 20.0
 LOOK_SECONDS = 0.05
 
 GROWTH = 10.0
@@ -130,7 +131,7 @@ def gateway(directory: Path) -> Iterator[tuple[int, int]]:
 
 
 def _listening(child: "subprocess.Popen[str]", log: Path) -> None:
-    deadline = time.monotonic() + servers.START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while "listening on" not in log.read_text(encoding="utf-8"):
         if child.poll() is not None or time.monotonic() > deadline:
             raise servers.StartError(f"the gateway did not start: {log.read_text(encoding='utf-8')[-2000:]}")
