@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from tests.bench import __main__ as command
 from tests.bench import load, proc, report, runner, servers, shapes, upstream
 from tests.bench.figures import BOUNDS, SCENARIOS, TARGETS, Row, Scenario, reached
+from tests.bench.recorded import Recorded
 
 MORE = Row("speed", "speed", "requests/s", "rate", more=True, bound=True)
 LESS = Row("delay", "delay", "ms", "p50", more=False, added=True)
@@ -453,3 +454,37 @@ def test_every_bound_names_a_row_and_a_server() -> None:
     rows = {row.name for one in SCENARIOS for row in one.rows}
     assert {name for bound in BOUNDS for name in (bound.row, bound.of) if name} <= rows
     assert {bound.against for bound in BOUNDS} <= set(servers.USUAL)
+
+
+# What is on record.
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Recorded(0, 100, 100), "on record: all of it"),
+        (Recorded(25, 75, 100), "in gaps: 25.0% of 100 bytes"),
+        (Recorded(20, 75, 100, 2, 1), "in gaps: 20.0% of 100 bytes, 5 bytes not told, 2 without an end, 1 faults"),
+    ],
+)
+def test_what_is_not_on_record_is_said(found: Recorded, said: str) -> None:
+    assert str(found) == said
+
+
+def test_who_stands_still_goes_on_afterwards() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with proc.paused([child.pid, 2**22 + 1]):
+            assert _comes(child.pid, stands=True)
+        assert _comes(child.pid, stands=False)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _comes(pid: int, *, stands: bool) -> bool:
+    for _ in range(1000):
+        if (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T") is stands:
+            return True
+        time.sleep(0.01)
+    return False

@@ -134,6 +134,8 @@ def main() -> int:
         except KeyboardInterrupt:
             print("interrupted: what was measured until then")
             arguments.check, interrupted = False, True
+    about |= {f"record of {name}, but for bulk": str(found) for name, found in bench.recorded.items()}
+    print("\n".join(f"record of {name}, but for bulk: {found}" for name, found in bench.recorded.items()))
     return show(rows_of(scenarios), bench.cells, about, bench.skipped, arguments) or (130 if interrupted else 0)
 
 

@@ -116,18 +116,21 @@ SCENARIOS: tuple[Scenario, ...] = (
         {"mode": "bulk", "target": "/json", "body": MEGABYTES_10},
         (2.0, 0.7),
         (Row("up", "10 MB up", "MB/s", "rate", more=True, bound=True),),
+        fresh=True,
     ),
     Scenario(
         "down",
         {"mode": "bulk", "target": f"/bytes?size={MEGABYTES_10}"},
         (2.0, 0.7),
         (Row("down", "10 MB down", "MB/s", "rate", more=True, bound=True),),
+        fresh=True,
     ),
     Scenario(
         "agent",
         {"mode": "closed", "target": "/stream?count=10&gap=1", "connections": 64, "body": 1_000_000},
         (3.0, 1.0),
         (Row("agent", "1 MB agent body, 10 events back", "requests/s", "rate", more=True, bound=True),),
+        fresh=True,
     ),
     Scenario(
         "start",

@@ -3,8 +3,11 @@
 It owns the judgement whether a stretch of time was quiet enough to be believed. Linux only.
 """
 
+import contextlib
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -51,6 +54,20 @@ LIBRARIAN = "\0dewey\0serve\0"
 def librarians(processes: list[int]) -> list[int]:
     """Those of the processes that are a gateway's librarian: what they use is told by itself, as nobody's request waits for them."""
     return [pid for pid in processes if LIBRARIAN in _read(f"/proc/{pid}/cmdline")]
+
+
+@contextlib.contextmanager
+def paused(processes: list[int]) -> Iterator[None]:
+    """These stand still meanwhile."""
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def serving(root: int) -> list[int]:

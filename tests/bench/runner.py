@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,10 +20,12 @@ from tests.bench import proc
 from tests.bench.figures import Result, Row, Scenario
 from tests.bench.load import TIMEOUT, request
 from tests.bench.peers import PEERS
+from tests.bench.recorded import Recorded
 from tests.bench.report import Cell, Cells, number
 from tests.bench.servers import ROOT, FarEnd, Missing, Server, StartError, cores
 
 LOAD_SECONDS = 120.0
+SPOOL = "spool"
 LEFT_OPEN = "it kept streams open upstream after their callers had left, and was started anew"
 REPEAT_SECONDS = 240.0
 """What a whole run may spend on repeating disturbed measurements: on a busy machine it must end all the same."""
@@ -93,6 +96,7 @@ class Bench:
         self.cells: Cells = {}
         self.skipped: dict[str, str] = {}
         self.running: dict[str, Server] = {}
+        self.recorded: dict[str, Recorded] = {}
         self._far: FarEnd | None = None
         self._made = 0
         self._repeating = 0.0
@@ -126,6 +130,9 @@ class Bench:
                     self.options.say(f"skipped {name}: {reason}")
             for scenario in self.options.scenarios:
                 self._scenario(scenario)
+        for name, server in self.running.items():
+            if (server.directory / SPOOL).exists():
+                self.recorded[name] = Recorded.of(server.directory)
 
     def _stop(self) -> None:
         for server in self.running.values():
@@ -151,7 +158,7 @@ class Bench:
             names = ("direct", *self._rotated(number_of_round))
             direct: Result = {}
             for name in names:
-                if (scenario.fresh and name == "direct") or name in failed:
+                if (name == "direct" and all(row.alone for row in scenario.rows)) or name in failed:
                     continue
                 try:
                     result, verdict, tries = self._believed(scenario, name)
@@ -201,9 +208,13 @@ class Bench:
             yield server
         finally:
             server.stop()
+            if (server.directory / SPOOL).exists():
+                for row in scenario.rows:
+                    self.cells.setdefault((row.name, name), Cell()).note(str(Recorded.of(server.directory)))
+            shutil.rmtree(server.directory, ignore_errors=True)
 
     def _measure(self, scenario: Scenario, name: str) -> tuple[Result, proc.Quiet]:
-        with self._target(scenario, name) as server:
+        with self._target(scenario, name) as server, proc.paused(self._librarians(server)):
             spec: dict[str, object] = {
                 **scenario.spec,
                 "seconds": scenario.seconds[self.options.quick],
@@ -245,6 +256,11 @@ class Bench:
         """Who may use the machine. Peers that wait for their turn may not: what they do then would be in the figures of others."""
         waiting = (one for one in self.running.values() if one.name not in PEERS)
         return [self.far.pid, *(one.root for one in (*waiting, server) if one.root)]
+
+    def _librarians(self, server: Server) -> list[int]:
+        """Those of other servers: what they have left to do is not this one's burden."""
+        others = [one.root for one in self.running.values() if one.root and one is not server]
+        return proc.librarians([pid for root in others for pid in proc.tree(root)])
 
     def _load(self, spec: dict[str, object]) -> Result:
         result: Result = json.loads(_call((sys.executable, "-m", "tests.bench.load", json.dumps(spec))))

@@ -188,6 +188,7 @@ class Server:
         self.spoken = False
         self.port = upstream
         self.start_seconds = 0.0
+        self.directory = directory
         self._child: subprocess.Popen[str] | None = None
         if name != "direct":
             directory.mkdir(parents=True)

@@ -5,9 +5,7 @@ no gap, and as many body bytes journalled as relayed. It owns this comparison; t
 """
 
 import contextlib
-import itertools
 import json
-import math
 import shutil
 import statistics
 import sys
@@ -17,16 +15,13 @@ from pathlib import Path
 
 import attrs
 
-from kgb_gateway.dewey.entry import Position
-from kgb_gateway.dewey.spool import InstanceReader, Layout
-from kgb_gateway.journal import gap_of
-from kgb_gateway.record import Kind
 from tests.bench import servers
 from tests.bench.__main__ import machine
 from tests.bench.comparison import arguments_of, conclude
 from tests.bench.dewey.figures import NONE_AT_ALL, Bound, Figure
 from tests.bench.dewey.sessions import record, unseen
 from tests.bench.figures import SCENARIOS, Row, Scenario
+from tests.bench.recorded import Recorded
 from tests.bench.runner import Bench, Options
 from tests.bench.servers import Command, Place, gateway
 
@@ -81,45 +76,6 @@ PACED_SERVERS: dict[str, Callable[[Place], Command]] = {
     SLOW: slow(5e6, 0.0),
     SYNC: slow(0.0, 1.0),
 }
-
-
-@attrs.frozen
-class Recorded:
-    """What a spool says: ``gap_bytes`` that are missing, body bytes ``journalled`` and, by the ends of exchanges, ``relayed``."""
-
-    gap_bytes: int = 0
-    journalled: int = 0
-    relayed: int = 0
-    unended: int = 0
-    faults: int = 0
-
-    @classmethod
-    def of(cls, home: Path) -> "Recorded":
-        """Read from the segments in ``home``, packed or not, whose gateway has ended."""
-        gap_bytes = journalled = relayed = 0
-        running = set[bytes]()
-        layout = Layout(home)
-        readers = [InstanceReader(layout, Position(instance)) for instance in layout.instances()]
-        for found in itertools.chain.from_iterable(reader.frames() for reader in readers):
-            frame = found.frame
-            if frame.kind in (Kind.REQUEST_BYTES, Kind.RESPONSE_BYTES):
-                journalled += len(frame.payload)
-            elif frame.kind == Kind.REQUEST_HEAD:
-                running.add(frame.exchange)
-            elif frame.kind == Kind.GAP:
-                gap_bytes += gap_of(frame).length
-            elif frame.kind == Kind.END:
-                said = json.loads(frame.payload)
-                relayed += said["request_size"] + said["response_size"]
-                running.discard(frame.exchange)
-        return cls(gap_bytes, journalled, relayed, len(running), sum(len(reader.faults) for reader in readers))
-
-    @property
-    def missing(self) -> float:
-        """Bytes, and other things, of which there should be none; infinite when nothing is there at all."""
-        if not self.relayed:
-            return math.inf
-        return abs(self.relayed - self.journalled) + self.gap_bytes + self.unended + self.faults
 
 
 @contextlib.contextmanager
