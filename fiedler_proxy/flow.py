@@ -169,7 +169,12 @@ class Flow:
             self._tunnel.stop()
         if self._farewell:
             self._connection.leave()
-        elif not self._ended:
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
+        """The connection goes; not where the answer is whole, since it may serve another exchange by now."""
+        if not self._ended:
             self._connection.abort()
 
     def abort(self, outcome: Outcome) -> None:
@@ -298,7 +303,7 @@ class Flow:
             else:
                 raw = heads.response_head(exchange.version, head.status, head.reason, headers, framing, keep, shape)
         except ValueError:
-            self._connection.abort()
+            self._cut()
             self.fail(_broken(WireError("upstream_garbage", "a header of the answer holds CR, LF or NUL"), exchange))
             return
         exchange.answered(head.status, head.reason, headers, shape)
@@ -355,7 +360,7 @@ class Flow:
                     data += transform.end()
         except Exception as error:
             _log.error("exchange %s: a transform raised %s", self._exchange.id, type(error).__name__)
-            self._connection.abort()
+            self._cut()
             self.fail(ResponseCut(Outcome.GATEWAY_FAULT, "transform_failed"))
             return b""
         return data
@@ -420,12 +425,12 @@ class Flow:
         return True
 
     def _lost(self) -> None:
-        """The caller's connection is gone, and no task is there to be cancelled."""
-        self._connection.abort()
+        """The caller is gone, and no task is there to be cancelled."""
+        self._cut()
         self.fail(ConnectionResetError("the caller left"))
 
     def _left(self) -> None:
-        self._connection.abort()
+        self._cut()
         self.fail(ResponseCut(Outcome.CALLER_LEFT, "caller_left"))
 
     # The clock looks at when bytes last moved.
@@ -456,7 +461,7 @@ class Flow:
             since = max(connection.last_byte, upload.last_byte if upload is not None else 0.0)
             limit, code, status, what = first_byte, "first_byte_timeout", 504, "the upstream did not answer"
         if limit and now >= since + limit:
-            connection.abort()
+            self._cut()
             self.fail(_timeout(code, status, what, limit))
 
 

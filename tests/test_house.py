@@ -172,7 +172,7 @@ LONGER = {
         "how an exchange begins and ends, and what a gateway holds meanwhile: one life, one place",
     ),
     "fiedler_proxy.flow": (
-        480,
+        490,
         "one exchange on one connection, from its start to its end: a state machine, which half of it would not tell",
     ),
     "fiedler_proxy.server": (510, "the one door to what aiohttp keeps private: cut in two, there would be two doors"),

@@ -70,6 +70,20 @@ def paused(processes: list[int]) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
+IDLE_SHARE, LOOK_SECONDS = 0.03, 0.3
+
+
+def settle(processes: list[int], seconds: float) -> bool:
+    """Wait until these have hardly anything to do, for up to ``seconds``; whether they have."""
+    deadline = time.monotonic() + seconds
+    while processes and time.monotonic() < deadline:
+        before = Usage.of(processes)
+        time.sleep(LOOK_SECONDS)
+        if Usage.of(processes).since(before) < IDLE_SHARE * LOOK_SECONDS:
+            return True
+    return not processes
+
+
 def serving(root: int) -> list[int]:
     """A server and its descendants but for its librarian: what stands between caller and upstream."""
     found = tree(root)

@@ -26,6 +26,9 @@ from tests.bench.servers import ROOT, FarEnd, Missing, Server, StartError, cores
 
 LOAD_SECONDS = 120.0
 SPOOL = "spool"
+SETTLE_SECONDS = 40.0
+"""How long a librarian may take for what an earlier load has left it, a flood of requests perhaps that no agent makes."""
+
 LEFT_OPEN = "it kept streams open upstream after their callers had left, and was started anew"
 REPEAT_SECONDS = 240.0
 """What a whole run may spend on repeating disturbed measurements: on a busy machine it must end all the same."""
@@ -226,6 +229,7 @@ class Bench:
             }
             if scenario.fresh:
                 self._load({**spec, "mode": "closed", "target": "/json", "connections": 64, "seconds": 0.2})
+            proc.settle(proc.librarians(proc.tree(server.root)) if server.root else [], SETTLE_SECONDS)
             watch = proc.Watch(self._ours(server), server.root)
             used, beside = proc.Usage.of(watch.serving), proc.Usage.of(watch.beside)
             started = time.monotonic()

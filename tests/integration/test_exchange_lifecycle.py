@@ -736,3 +736,15 @@ async def test_a_stop_does_not_wait_for_a_caller_that_does_not_read() -> None:
             assert await gate.records.outcome() is Outcome.GATEWAY_STOPPED
         c.abort()
         await c.__aexit__(None, None, None)
+
+
+async def test_once_stopped_nothing_begins_that_nobody_would_end() -> None:
+    """What was on its way when the last exchange had ended: its records may be closed by then."""
+    async with ScriptedUpstream() as up, relaying(up) as gate, gate.caller() as caller:
+        await caller.get("/")
+        await caller.read_response()
+        gate.gateway.stopping = True
+        await caller.get("/late")
+        assert (await caller.read_until_close())[0] == b""
+        assert len(gate.records.all) == 1
+        assert len(up.requests) == 1

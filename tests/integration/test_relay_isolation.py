@@ -8,6 +8,7 @@ import random
 import pytest
 
 from fiedler_proxy.exchange import Outcome
+from fiedler_proxy.flow import Flow
 from fiedler_proxy.testing import (
     RawClient,
     ReceivedRequest,
@@ -19,6 +20,8 @@ from fiedler_proxy.testing import (
     serve_forever,
     sse,
 )
+from fiedler_proxy.wire import State
+from fiedler_proxy.wire import UpstreamConnection as WireConnection
 
 from .helpers import Serving, relaying
 
@@ -154,6 +157,44 @@ async def test_trap_no_silent_limit_of_100_connections() -> None:
         finally:
             for c in callers:
                 await c.__aexit__(None, None, None)
+
+
+async def test_a_caller_who_leaves_takes_no_connection_of_another_exchange_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once an answer is whole its connection serves others, in the same turn of the loop perhaps, before the answer is written."""
+    lent: list[WireConnection] = []
+    turn = Flow.on_turn
+
+    def leaves(self: Flow) -> None:
+        turn(self)
+        if self.exchange.target == "/leaves" and not lent:
+            transport = self._caller.transport
+            assert transport is not None
+            transport.abort()
+            connection = gate.pool.take()
+            assert connection is self._connection, "it is free"
+            connection.begin(Silent(), "GET", upgrade=False)
+            lent.append(connection)
+
+    monkeypatch.setattr(Flow, "on_turn", leaves)
+    async with ScriptedUpstream() as up, relaying(up) as gate, gate.caller() as first:
+        await first.get("/stays")
+        await first.read_response()
+        await first.get("/leaves")
+        ended = await gate.records.ended(2)
+        assert ended[1].outcomes == [Outcome.CALLER_LEFT]
+        assert lent[0].state is State.HEAD
+        lent[0].abort()
+
+
+class Silent:
+    """A sink that hears nothing."""
+
+    def on_nothing(self, *_: object) -> None: ...
+
+    on_interim = on_head = on_body = on_broken = on_nothing
+    on_end = on_turn = on_writable = on_nothing
 
 
 async def test_parallel_uploads_are_never_mixed() -> None:
