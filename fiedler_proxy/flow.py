@@ -327,9 +327,12 @@ class Flow:
     def _body(self, data: bytes) -> None:
         if len(data) > LARGE:
             self._large = True
-        if self._heard:
-            self._tell()
-        self._heard = data
+        if self._untold and not self._heard:
+            self._heard = data  # told with the head, at the end of the turn
+        else:
+            if self._untold:
+                self._tell()
+            self._exchange.tell_response_bytes(data)
         if self._chunked:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
@@ -342,15 +345,11 @@ class Flow:
             self._asked = None
             self._exchange.tell_request_start(asked)
         if self._untold:
-            self._untold = False
+            self._untold, self._heard = False, b""
             if heard:
-                self._heard = b""
                 self._exchange.tell_response_start(heard)
             else:
                 self._exchange.tell_response_head()
-        elif heard:
-            self._heard = b""
-            self._exchange.tell_response_bytes(heard)
 
     def _transformed(self, data: bytes, *, end: bool = False) -> bytes:
         try:
@@ -383,7 +382,7 @@ class Flow:
             return
         if self._out and not self._large:
             self._queued = True
-            self.turn.write(self._write_out, self._tell)
+            self.turn.write(self._write_out, self._tell if self._untold else None)
         else:
             self._large = False
             self._write_out()
@@ -408,7 +407,7 @@ class Flow:
             self._tunnel.writable()
 
     def _flush(self) -> bool:
-        if self._heard or self._untold:
+        if self._untold:
             self._tell()
         out = self._out
         transport = self._caller.transport
