@@ -2,19 +2,33 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
 
 from fiedler_proxy.errors import SettingsError
 from fiedler_proxy.options import INTERRUPTED, tell_faults
-from kgb_gateway.commands import chain, check, compare, demo, keys, serve, version
-from kgb_gateway.commands.control import reload, route, slot, status
-from kgb_gateway.commands.dewey import command as dewey
 
-PARSERS = (
-    serve.add_parser, status.add_parser, slot.add_parser, route.add_parser, reload.add_parser, status.add_drain_parser,
-    status.add_exchanges_parser, dewey.add_parser, check.add_parser, chain.add_parser, keys.add_parser, demo.add_parser,
-    compare.add_parser, version.add_parser,
-)  # fmt: skip
+_HERE = "kgb_gateway.commands"
+
+COMMANDS = {
+    "serve": f"{_HERE}.serve:add_parser",
+    "status": f"{_HERE}.control.status:add_parser",
+    "slot": f"{_HERE}.control.slot:add_parser",
+    "route": f"{_HERE}.control.route:add_parser",
+    "reload": f"{_HERE}.control.reload:add_parser",
+    "drain": f"{_HERE}.control.status:add_drain_parser",
+    "exchanges": f"{_HERE}.control.status:add_exchanges_parser",
+    "dewey": f"{_HERE}.dewey.command:add_parser",
+    "check": f"{_HERE}.check:add_parser",
+    "chain": f"{_HERE}.chain:add_parser",
+    "keys": f"{_HERE}.keys:add_parser",
+    "demo": f"{_HERE}.demo:add_parser",
+    "compare": f"{_HERE}.compare:add_parser",
+    "version": f"{_HERE}.version:add_parser",
+}
+"""What adds each command, in the order of the help. Only the one that is asked for is imported: all of them together take as long as the start of
+the gateway."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kgb", description="A gateway between coding agents and model APIs: every byte passes, at once."
     )
-    parser.add_argument("--version", action="version", version=version.one_line())
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add_parser in PARSERS:
-        add_parser(subparsers)
+    first = next(iter(sys.argv[1:] if argv is None else argv), "")
+    for name in [first] if first in COMMANDS else COMMANDS:
+        _adder(name)(subparsers)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
@@ -34,6 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
+
+
+class _Version(argparse.Action):
+    """argparse's own would want the version of every start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        print(import_module(f"{_HERE}.version").one_line())
+        parser.exit()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PARSERS":
+        return tuple(map(_adder, COMMANDS))
+    raise AttributeError(name)
+
+
+def _adder(name: str) -> Callable[[Any], None]:
+    module, _, attribute = COMMANDS[name].partition(":")
+    add_parser: Callable[[Any], None] = getattr(import_module(module), attribute)
+    return add_parser
 
 
 if __name__ == "__main__":

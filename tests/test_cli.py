@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -232,3 +233,27 @@ def test_every_command_has_help(capsys: Said) -> None:
 def test_the_packages_load_nothing_that_is_not_asked_for() -> None:
     code = "import sys, kgb_gateway, fiedler_proxy; print('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "False\n"
+
+
+def test_serve_does_not_pay_for_the_other_commands() -> None:
+    """All of them together take as long to import as the gateway takes to start."""
+    code = (
+        "import sys; from kgb_gateway.__main__ import main\n"
+        "try: main(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted(n for n in sys.modules if n.startswith(('kgb_gateway.dewey', 'kgb_gateway.compare'))), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "serve" in done.stdout
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["nonsense"]])
+def test_whoever_names_no_command_is_told_of_all(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kgb.main(argv)
+    said = "".join(capsys.readouterr())
+    if argv == ["--version"]:
+        assert re.fullmatch(r"kgb-gateway \d\S*\n", said)
+    else:
+        assert all(name in said for name in kgb.COMMANDS)
