@@ -1,6 +1,7 @@
 """The command ``kgb``: one module a subcommand, below ``kgb_gateway.commands``."""
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -39,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     first = next(iter(sys.argv[1:] if argv is None else argv), "")
+    gc.disable()  # imports make much, and leave nothing to collect
     for name in [first] if first in COMMANDS else COMMANDS:
         _adder(name)(subparsers)
+    gc.enable()
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
