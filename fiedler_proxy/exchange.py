@@ -425,7 +425,7 @@ class Exchange:
         return self.outcome is not None
 
     def on_abort(self, abort: "Callable[[Outcome], None] | None") -> None:
-        """How a running exchange is ended from outside (drain, kill)."""
+        """Say how a running exchange is ended from outside (drain, kill); None takes it back."""
         self._abort = abort
 
     def abort(self, outcome: Outcome) -> bool:

@@ -22,7 +22,7 @@ _log = logging.getLogger("kgb.turn")
 class Turn:
     """The turns of one loop. A call is made once, at the end of the turn in which it was added, and before the next time the loop waits."""
 
-    __slots__ = ("_begin", "_close", "_end", "_loop", "_run", "_tell", "_waits", "_write")
+    __slots__ = ("_begin", "_close", "_end", "_loop", "_run", "_runs", "_tell", "_waits", "_write")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -31,7 +31,7 @@ class Turn:
         self._write: list[Call] = []
         self._end: list[Call] = []
         self._close: list[Call] = []
-        self._waits = False
+        self._waits = self._runs = False
         self._run = self._make
 
     def begin(self, call: Call) -> None:
@@ -58,11 +58,14 @@ class Turn:
             self._loop.call_soon(self._run)
 
     def close(self, call: Call) -> None:
-        """In the end, from within ``end``: observers hear that it is over."""
+        """In the end: observers hear that it is over. From within ``end``, as a rule."""
         self._close.append(call)
+        if not self._waits and not self._runs:
+            self._waits = True
+            self._loop.call_soon(self._run)
 
     def _make(self) -> None:
-        self._waits = False
+        self._waits, self._runs = False, True
         begin, self._begin = self._begin, []
         _call(begin)
         tell, self._tell = self._tell, []
@@ -73,6 +76,7 @@ class Turn:
         _call(end)
         close, self._close = self._close, []
         _call(close)
+        self._runs = False
 
 
 def _call(calls: list[Call]) -> None:

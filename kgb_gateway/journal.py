@@ -16,9 +16,7 @@ from time import monotonic_ns, time_ns
 from kgb_gateway.disk import Files
 from kgb_gateway.record import NO_EXCHANGE, PAYLOAD_CAP, Kind, pieces
 from kgb_gateway.segments import segments_in
-from kgb_gateway.spooling import BEGUN as BEGUN  # noqa: PLC0414 - from here everybody takes them
-from kgb_gateway.spooling import SEGMENT_SIZE as SEGMENT_SIZE  # noqa: PLC0414
-from kgb_gateway.spooling import JournalOptions as JournalOptions  # noqa: PLC0414
+from kgb_gateway.spooling import JournalOptions as JournalOptions  # noqa: PLC0414 - from here everybody takes them
 from kgb_gateway.spooling import Spooling, gap_payload, lost_payload
 from kgb_gateway.spooling import gap_of as gap_of  # noqa: PLC0414
 from kgb_gateway.tail import MISSING, RESERVE, Gap, Lost, Tail
@@ -84,7 +82,7 @@ class Journal(Spooling):
         """Append the first frame of an exchange, which ``end`` will end. False where there is no room for the two and what may have to be told
         between them: then nothing of it is recorded, it counts as lost, and its bytes go to ``lose``."""
         tail = self._tail
-        if (tail.lost is None or self._tell_lost()) and tail.append(
+        if (tail.lost is None or self.tell_lost()) and tail.append(
             Kind.REQUEST_HEAD, exchange, time_ns(), monotonic_ns(), head, self._keep + OPEN_ROOM
         ):
             self._begun()
@@ -104,8 +102,8 @@ class Journal(Spooling):
         self.counters.lost_bytes += up + down
         self._tail.lose((self._tail.lost or Lost()).more(0, up, down, time_ns()))
 
-    def _tell_lost(self) -> bool:
-        """A frame tells of what was lost, when the ring has half emptied: before that, more would be lost at once."""
+    def tell_lost(self) -> bool:
+        """On the loop, like every append: a frame tells of what was lost, when the ring has half emptied: before that, more would be lost at once."""
         lost = self._tail.lost
         if lost is None:
             return True
@@ -211,7 +209,7 @@ class Journal(Spooling):
                     self._say(gap)
         ended = self.append(Kind.END, exchange, payload)
         if tail.lost is not None:
-            self._tell_lost()
+            self.tell_lost()
         return ended
 
     def _say(self, gap: Gap) -> None:
@@ -262,8 +260,7 @@ class Journal(Spooling):
         self._thread.start()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Drain what is left, for up to ``seconds``; what stays in the tail is taken at the next start."""
-        self._tell_lost()
+        """Drain what is left, for up to ``seconds``; what stays in the tail is taken at the next start. From any thread: it appends nothing."""
         self._stopping.set()
         self._hurry.set()
         self._wake.set()

@@ -273,6 +273,21 @@ class TestLost:
             pass
         assert len([frame for frame in frames_in(house.spool) if lost_of(frame) is not None]) == 1, "told once"
 
+    def test_an_end_in_a_thread_appends_nothing_and_they_are_told_at_the_next_start(self, house: House) -> None:
+        disk = Full()
+        journal = house.open(options=CLOSED, files=disk)
+        journal.start()
+        stuff(journal)
+        last, disk.space = journal.sequence, 2**40
+        thread = threading.Thread(target=journal.stop)
+        thread.start()
+        thread.join(20)
+        assert journal.sequence == last
+        assert not [frame for frame in frames_in(house.spool) if lost_of(frame)]
+        with house.running(options=CLOSED, files=disk):
+            pass
+        assert [lost.exchanges for frame in frames_in(house.spool) if (lost := lost_of(frame))] == [1]
+
     def test_one_torn_copy_of_them_costs_the_last_step(self, house: House) -> None:
         path = house.home / "t"
         tail = Tail.open(path, LEAST)

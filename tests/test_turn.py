@@ -50,3 +50,19 @@ class TestTurn:
         assert "ValueError" in caplog.text
         assert "fails" in caplog.text
         assert "sk-not-for-the-log" not in caplog.text
+
+    async def test_observers_hear_before_anything_is_written_and_of_ends_last(self) -> None:
+        turn, made = Turn(asyncio.get_running_loop()), list[str]()
+
+        def end() -> None:
+            turn.close(lambda: made.append("close"))
+            made.append("end")
+
+        turn.end(end)
+        turn.write(lambda: made.append("write"), lambda: made.append("tell"))
+        turn.write(lambda: made.append("write"), lambda: made.append("tell"))
+        await turns(1)
+        assert made == ["tell", "tell", "write", "write", "end", "close"]
+        turn.close(lambda: made.append("alone"))
+        await turns(1)
+        assert made[-1] == "alone"

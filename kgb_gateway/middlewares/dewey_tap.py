@@ -258,6 +258,7 @@ class DeweyTap:
         self._journals.append(journal)
         yield
         self._journals.clear()
+        journal.tell_lost()
         await asyncio.to_thread(journal.stop)
 
     def _open(self) -> Journal:

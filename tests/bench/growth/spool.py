@@ -16,10 +16,10 @@ from kgb_gateway.dewey.entry import Position
 from kgb_gateway.dewey.spool import Layout
 from kgb_gateway.dewey.store.sqlite import SqliteWriter
 from kgb_gateway.dewey.transcripts.view import view
-from kgb_gateway.journal import SEGMENT_SIZE
 from kgb_gateway.record import HEADER, NO_EXCHANGE, PAYLOAD_CAP, Kind, header_of
 from kgb_gateway.secret import private_directory
 from kgb_gateway.segments import READ_SIZE, Name, head_of, segments_in
+from kgb_gateway.spooling import SEGMENT_SIZE
 
 INSTANCE = "a"
 """The gateway's own name: what it left itself is what a start reads."""
