@@ -227,9 +227,8 @@ class Edge:
         """``server.Begin``: where every link only acts before the next one, and the relay has a connection at hand, a request is served by
         what its upstream's bytes call, and no task waits for them."""
         if self._gateway.stopping:
-            return _raising(
-                ConnectionResetError("the gateway has stopped")
-            )  # whoever closes exchanges and records may be gone
+            # Whoever closes exchanges and their records may be gone.
+            return _raising(ConnectionResetError("the gateway has stopped"))
         exchange, terminal = self._open(request), self._rest
         if terminal is None:
             return self._through(request, exchange, called(self.chain, request))

@@ -159,16 +159,20 @@ class Spooling:
         left, salt = self._tail.left(), self._tail.salt
         last = max(self._last_on_disk(), self._tail.on_disk)
         frames = [frame for frame in left.frames if frame.sequence > last]
-        if frames or left.gaps or left.lost:
+        # Told already, and killed before that could be noted.
+        lost = (
+            left.lost if left.lost and lost_payload(left.lost) not in {frame.payload for frame in frames[-1:]} else None
+        )
+        if frames or left.gaps or lost:
             fd = self._segment(last + 1)
             data = b"".join(encode(frame, salt) for frame in frames)
             last = frames[-1].sequence if frames else last
             for number, gap in enumerate(left.gaps, 1):
                 data += encode(Frame(last + number, Kind.GAP, gap.exchange, time_ns(), 0, gap_payload(gap)), salt)
             last += len(left.gaps)
-            if left.lost:
+            if lost:
                 last += 1
-                data += encode(Frame(last, Kind.NOTE, NO_EXCHANGE, time_ns(), 0, lost_payload(left.lost)), salt)
+                data += encode(Frame(last, Kind.NOTE, NO_EXCHANGE, time_ns(), 0, lost_payload(lost)), salt)
             self._write(fd, [memoryview(data)])
             self._files.sync(fd)
             self._segment_size += len(data)

@@ -288,6 +288,21 @@ class TestLost:
             pass
         assert [lost.exchanges for frame in frames_in(house.spool) if (lost := lost_of(frame))] == [1]
 
+    def test_killed_between_the_note_and_the_slot_they_are_told_once(self, house: House) -> None:
+        journal = house.open(options=attrs.evolve(CLOSED, tail_size=4 * LEAST), files=Full())
+        stuff(journal)
+        lost = journal._tail.lost
+        assert lost is not None
+        journal._tail.mark_drained(*journal._tail.mark)  # as if the disk had taken all of it
+        assert journal.tell_lost()
+        journal._tail.lose(lost)
+        abandon(journal)
+        with house.running(options=attrs.evolve(CLOSED, tail_size=4 * LEAST), files=Full(2**40)):
+            pass
+        assert [each for frame in frames_in(house.spool) if (each := lost_of(frame))] == [
+            attrs.evolve(lost, first=int(lost.first / 1e9 * 1e9), last=int(lost.last / 1e9 * 1e9))
+        ]
+
     def test_one_torn_copy_of_them_costs_the_last_step(self, house: House) -> None:
         path = house.home / "t"
         tail = Tail.open(path, LEAST)

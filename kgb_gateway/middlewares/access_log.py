@@ -183,19 +183,14 @@ def _who(caller: str, route: str, slot: str, upstream: str, remote: str) -> str:
 def _more(own_id: str, upstream_id: bytes, session: bytes, facts: dict[str, object]) -> str:
     if upstream_id == own_id.encode("utf-8", "backslashreplace"):
         upstream_id = b""  # the gateway's own errors name its own id where an SDK looks for one
-    kept = _render_facts(_facts(facts), _quote) if facts else "{}"
-    text = (
-        f'"upstream_request_id":{_quote(upstream_id.decode("latin-1"))},'
-        f'"session":{_quote(session.decode("latin-1"))},"facts":{kept}'
-    )
-    if not _may_hold_a_key(text) and "\x7f" not in text:
-        return text
-    return _clean(
-        lambda quote: (
-            f'"upstream_request_id":{quote(upstream_id.decode("latin-1"))},'
-            f'"session":{quote(session.decode("latin-1"))},"facts":{_render_facts(_facts(facts), quote)}'
+
+    def said(quote: Callable[[str], str]) -> str:
+        return (
+            f'"upstream_request_id":{quote(upstream_id.decode("latin-1"))},"session":{quote(session.decode("latin-1"))},'
+            f'"facts":{_render_facts(_facts(facts), quote) if facts else "{}"}'
         )
-    )
+
+    return _clean(said)
 
 
 def _clean(render: Callable[[Callable[[str], str]], str]) -> str:
