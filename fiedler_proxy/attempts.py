@@ -13,10 +13,11 @@ from typing import ClassVar
 
 from aiohttp import web
 
+from fiedler_proxy.answer import Answer, TurnedAway
 from fiedler_proxy.body_peek import peek, tell_kept
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Exchange, Outcome
-from fiedler_proxy.flow import Answer, Flow, TurnedAway
+from fiedler_proxy.flow import Flow
 from fiedler_proxy.gate import Gate
 from fiedler_proxy.headers import RawHeaders
 from fiedler_proxy.key_source import Key

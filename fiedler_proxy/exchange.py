@@ -226,8 +226,7 @@ class Exchange:
         """Attach ``observer``; it hears what happens from now on, in the order of attachment."""
         events = _events_of(observer)
         if len(events) == len(_EVENTS):
-            one = (observer,)
-            self._hear = tuple([there + one for there in self._hear])
+            self._hear = tuple([(*there, observer) for there in self._hear])
             return
         hear = [*self._hear]
         for event in events:
@@ -252,9 +251,8 @@ class Exchange:
 
     def answered(self, status: int, reason: str, headers: RawHeaders, shape: Shape) -> None:
         """The answer's head goes to the caller; ``shape`` is that of ``headers``."""
-        self.status, self.reason = status, reason
-        self.response_headers = self._answer = headers
-        self._answer_shape = shape
+        self.status, self.reason, self.response_headers = status, reason, headers
+        self._answer, self._answer_shape = headers, shape
 
     def drop_request_header(self, place: int) -> None:
         """Take away the request header at ``place``."""

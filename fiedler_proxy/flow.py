@@ -15,8 +15,7 @@ from typing import ClassVar, Protocol
 from aiohttp import web
 
 from fiedler_proxy import heads
-from fiedler_proxy.answer import Answer as Answer  # noqa: PLC0414
-from fiedler_proxy.answer import TurnedAway as TurnedAway  # noqa: PLC0414
+from fiedler_proxy.answer import Answer, TurnedAway
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Direction, Exchange, Outcome
 from fiedler_proxy.framing import LAST_CHUNK, chunk
@@ -327,11 +326,9 @@ class Flow:
     def _body(self, data: bytes) -> None:
         if len(data) > LARGE:
             self._large = True
-        if self._untold and not self._heard:
-            self._heard = data  # told with the head, at the end of the turn
+        if self._untold:
+            self._heard += data  # told with the head, before anything of the turn is written
         else:
-            if self._untold:
-                self._tell()
             self._exchange.tell_response_bytes(data)
         if self._chunked:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")

@@ -3,7 +3,8 @@
 Owns that what is put aside is small: a longer answer goes to the caller after all.
 """
 
-from fiedler_proxy.flow import Answer, Flow, TurnedAway
+from fiedler_proxy.answer import Answer, TurnedAway
+from fiedler_proxy.flow import Flow
 from fiedler_proxy.wire import ResponseHead, UpstreamConnection, WireError
 
 ASIDE_CAP = 256 * 1024

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import attrs
 from aiohttp import web
 
+from fiedler_proxy.answer import Answer, TurnedAway
 from fiedler_proxy.attempts import Attempts
 from fiedler_proxy.errors import ExchangeError
 from fiedler_proxy.exchange import Exchange
-from fiedler_proxy.flow import Answer, Flow, TurnedAway
+from fiedler_proxy.flow import Flow
 from fiedler_proxy.gate import Gate
 from fiedler_proxy.kept import Kept
 from fiedler_proxy.provider import Place

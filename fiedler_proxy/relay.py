@@ -12,9 +12,10 @@ from typing import Protocol
 from aiohttp import web
 
 from fiedler_proxy import heads
+from fiedler_proxy.answer import Answer
 from fiedler_proxy.errors import ExchangeError, Fault, body_too_large
 from fiedler_proxy.exchange import Exchange, Outcome
-from fiedler_proxy.flow import Answer, Flow, Judge
+from fiedler_proxy.flow import Flow, Judge
 from fiedler_proxy.hold import take_in
 from fiedler_proxy.lifecycle import EXCHANGE, Gateway, ResponseCut
 from fiedler_proxy.links import Ends

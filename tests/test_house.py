@@ -164,7 +164,7 @@ MODULE_LINES = 400
 FUNCTION_LINES = 60
 LONGER = {
     "fiedler_proxy.exchange": (
-        470,
+        465,
         "what an exchange is, and how observers hear of it, told in place where every exchange does",
     ),
     "fiedler_proxy.lifecycle": (
@@ -172,7 +172,7 @@ LONGER = {
         "how an exchange begins and ends, and what a gateway holds meanwhile: one life, one place",
     ),
     "fiedler_proxy.flow": (
-        490,
+        480,
         "one exchange on one connection, from its start to its end: a state machine, which half of it would not tell",
     ),
     "fiedler_proxy.server": (510, "the one door to what aiohttp keeps private: cut in two, there would be two doors"),
