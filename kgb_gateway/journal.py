@@ -123,7 +123,7 @@ class Journal(Spooling):
     def body(self, kind: Kind, exchange: bytes, offset: int, data: bytes) -> bool:
         """Append body bytes that stand at ``offset`` of their direction; False, and a gap, when there is no room."""
         tail = self._tail
-        if tail.gaps and not self._may_go_on(exchange, kind):
+        if (tail.gaps or self._slotless) and not self._may_go_on(exchange, kind):
             return self._miss(kind, exchange, offset, len(data))
         if len(data) > PAYLOAD_CAP:
             done = 0

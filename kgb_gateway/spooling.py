@@ -35,11 +35,10 @@ SEGMENT_SECONDS = 3600.0
 BEGUN = ".begun"
 """What a file is called, behind its instance, until it is a segment."""
 
-SLICE = 1024 * 1024
-"""Most bytes that are written by one call: a kernel that interrupts no system call does nothing else meanwhile."""
+SLICE = 4 * 1024 * 1024
+"""Most bytes that are written by one call. A thread has to ask for the interpreter after each."""
 
-DIRECT_SLICE = 4 * 1024 * 1024
-"""The same of what a disk takes by itself. A thread has to ask for the interpreter after each call."""
+SCRAP = DIRECT_LEAST // 2
 
 _GAP = struct.Struct("<BQQ")
 
@@ -95,7 +94,7 @@ class Spooling:
         self._at = 0  # where in the file of the segment the next byte goes
 
     def _write(self, fd: int, buffers: list[memoryview]) -> None:
-        """Write ``buffers``, the ring's, at the end of the segment."""
+        """Write ``buffers``, the ring's or little, at the end of the segment."""
         for each in buffers:
             for piece in self._cut(each):
                 left = piece
@@ -115,11 +114,10 @@ class Spooling:
             if start:
                 yield buffer[:start]
             whole = start + (end - start) // BLOCK * BLOCK
-            for at in range(start, whole, DIRECT_SLICE):
-                yield buffer[at : min(at + DIRECT_SLICE, whole)]
+            for at in range(start, whole, SLICE):
+                yield buffer[at : min(at + SLICE, whole)]
             start = whole
-        for at in range(start, len(buffer), SLICE):
-            yield buffer[at : at + SLICE]
+        yield buffer[start:]
 
     def _segment(self, first: int) -> int:
         """The segment to write to, a new one beginning with frame ``first`` where there is none."""
@@ -159,10 +157,9 @@ class Spooling:
         left, salt = self._tail.left(), self._tail.salt
         last = max(self._last_on_disk(), self._tail.on_disk)
         frames = [frame for frame in left.frames if frame.sequence > last]
-        # Told already, and killed before that could be noted.
-        lost = (
-            left.lost if left.lost and lost_payload(left.lost) not in {frame.payload for frame in frames[-1:]} else None
-        )
+        lost = left.lost
+        if lost and frames and frames[-1].payload == lost_payload(lost):
+            lost = None  # told already, and killed before that could be noted
         if frames or left.gaps or lost:
             fd = self._segment(last + 1)
             data = b"".join(encode(frame, salt) for frame in frames)
@@ -173,7 +170,8 @@ class Spooling:
             if lost:
                 last += 1
                 data += encode(Frame(last, Kind.NOTE, NO_EXCHANGE, time_ns(), 0, lost_payload(lost)), salt)
-            self._write(fd, [memoryview(data)])
+            # In pieces that go through the cache: these are no blocks of the ring.
+            self._write(fd, [memoryview(data)[at : at + SCRAP] for at in range(0, len(data), SCRAP)])
             self._files.sync(fd)
             self._segment_size += len(data)
             self.counters.recovered = len(frames)

@@ -110,6 +110,21 @@ def test_where_it_cannot_be_it_goes_through_the_cache(house: House, refuses: int
     assert sum(disk.through) >= (10 * MB if refuses else 0)
 
 
+def test_what_an_earlier_process_left_goes_through_the_cache(house: House) -> None:
+    """It lies anywhere in memory: a disk that is strict about that would be taken for one that has no such writes."""
+    options = attrs.evolve(SMALL, tail_size=8 * MB)
+    journal = house.open(options=options)
+    data = fill(journal, 3 * MB)
+    abandon(journal)
+    disk = Seen()
+    disk.held.set()
+    with house.running(options=options, files=disk):
+        pass
+    assert body_in(house.spool) == data
+    assert not disk.past
+    assert disk.direct is Disk.direct
+
+
 def test_a_disk_that_refuses_such_a_write_is_asked_otherwise_and_what_it_says_else_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +256,26 @@ class TestLost:
         gaps = [gap_of(frame) for frame in frames_in(house.spool) if frame.kind == Kind.GAP and frame.exchange != ONE]
         assert {gap.exchange for gap in gaps} == set(begun)
         assert {(gap.offset, gap.length) for gap in gaps} == {(0, 500_000)}
+
+    def test_a_gap_without_a_slot_lasts_until_the_end_whatever_room_there_is(self, house: House) -> None:
+        disk = Full()
+        with house.running(options=CLOSED, files=disk) as journal:
+            assert journal.begin(ONE, b"head")
+            assert journal.begin(TWO, b"head")
+            while journal.body(Kind.RESPONSE_BYTES, ONE, 0, b"x" * 100_000):
+                pass
+            free, journal._tail._free = journal._tail._free, []
+            assert not journal.body(Kind.RESPONSE_BYTES, TWO, 0, b"y" * 100_000)
+            journal._tail._free = free
+            disk.space = 2**40
+            until(lambda: journal.lag == 0)
+            assert journal.end(ONE, b"end")
+            assert not journal._tail.gaps
+            assert not journal.body(Kind.RESPONSE_BYTES, TWO, 100_000, b"y" * 50)
+            assert journal.end(TWO, b"end")
+        got = [frame for frame in frames_in(house.spool) if frame.exchange == TWO]
+        assert [frame.kind for frame in got] == [Kind.REQUEST_HEAD, Kind.GAP, Kind.END]
+        assert gap_of(got[1]) == Gap(TWO, Kind.RESPONSE_BYTES, 0, 100_050)
 
     def test_exchanges_without_a_trace_are_counted_and_a_note_tells_of_them(self, house: House) -> None:
         disk = Full()
